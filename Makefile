@@ -1,0 +1,71 @@
+# Every target makes its own environment in .venv first. Needed: Python >= 3.11 and make, no root.
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# The name of a stamp holds the folder: a tree that was copied or moved is set up anew instead of
+# running the code of the tree it came from.
+FOLDER := $(shell printf %s '$(CURDIR)' | cksum | cut -d ' ' -f 1)
+RUNTIME := $(VENV)/.runtime-$(FOLDER)
+DEV := $(VENV)/.dev-$(FOLDER)
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench chaos coverage clean
+
+help:
+	@echo 'make demo      run one order that succeeds and one that is undone, with their traces and logs'
+	@echo 'make test      all tests (PYTEST_ARGS=... for pytest)'
+	@echo 'make check     ruff, mypy, import-linter, codespell'
+	@echo 'make bench     sagas a second, latency and CPU beside bare Celery'
+	@echo 'make chaos     kill processes at random under load and count violations'
+	@echo 'make coverage  branch coverage of make test'
+	@echo 'make format    let ruff rewrite what it can'
+	@echo 'make setup     only make .venv, with the development tools'
+	@echo 'make clean     remove .venv and all caches'
+
+$(RUNTIME): pyproject.toml constraints.txt scripts/make-venv
+	@scripts/make-venv $(VENV)
+	@echo 'Installing what the product needs ...'
+	@$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo 'Installing what the tests and checks need ...'
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(DEV)
+
+demo: $(RUNTIME)
+	$(BIN)/saga demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(DEV)
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: $(DEV)
+	$(BIN)/python -m bench
+
+chaos: $(DEV)
+	$(BIN)/python -m tests.chaos
+
+coverage: $(DEV)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* htmlcov
