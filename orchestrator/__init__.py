@@ -1,0 +1,1 @@
+"""The saga orchestrator: definitions, engine, coordinator, store, transport and command line."""

@@ -1,0 +1,155 @@
+"""Facts about a saga, stored for ever in its history.
+
+Old histories must fold in every later version: a field may be added with a default, never renamed
+or removed, and a tag never changes its meaning.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from shared.ids import Direction
+from shared.messages import Execution, Failure
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Trace context of a saga: stored, never taken from what happens to be current (FACTS.md, L6).
+
+    Attributes:
+        trace_id: 32 hexadecimal digits.
+        root_span_id: Span of the whole saga, reserved at the start and exported at the end.
+        parent_span_id: Span of the caller, when its trace is continued.
+        sampled: The sampling decision, made once.
+        tracestate: W3C trace state of the caller, passed on.
+    """
+
+    trace_id: str
+    root_span_id: str
+    parent_span_id: str | None = None
+    sampled: bool = True
+    tracestate: str = ""
+
+    def parent(self, span_id: str) -> str:
+        """The ``traceparent`` that makes a span of this trace the parent (W3C Trace Context)."""
+        return f"00-{self.trace_id}-{span_id}-{'01' if self.sampled else '00'}"
+
+
+class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started"):
+    """The input was valid and the saga exists."""
+
+    saga_id: str
+    name: str
+    version: int
+    input: dict[str, Any]
+    key: str | None
+    deadline_at: datetime | None
+    trace: Trace
+
+
+class StepDispatched(msgspec.Struct, frozen=True, kw_only=True, tag="step_dispatched"):
+    """One attempt of an action or a compensation goes out; until `due_at` its reply is awaited."""
+
+    step: str
+    direction: Direction
+    attempt: int
+    due_at: datetime
+
+
+class StepSucceeded(msgspec.Struct, frozen=True, kw_only=True, tag="step_succeeded"):
+    """It happened. `undo` is set for actions only."""
+
+    step: str
+    direction: Direction
+    attempt: int
+    output: Any = None
+    undo: Any = None
+    execution: Execution | None = None
+
+
+class StepRejected(msgspec.Struct, frozen=True, kw_only=True, tag="step_rejected"):
+    """The participant said no to an action: nothing happened."""
+
+    step: str
+    attempt: int
+    failure: Failure
+    execution: Execution | None = None
+
+
+class StepFailed(msgspec.Struct, frozen=True, kw_only=True, tag="step_failed"):
+    """An exception; nobody knows what happened. Without `retry_at` this was the last attempt."""
+
+    step: str
+    direction: Direction
+    attempt: int
+    failure: Failure
+    retry_at: datetime | None = None
+    execution: Execution | None = None
+
+
+class StepTimedOut(msgspec.Struct, frozen=True, kw_only=True, tag="step_timed_out"):
+    """No reply before the deadline; nobody knows. Without `retry_at` this was the last attempt."""
+
+    step: str
+    direction: Direction
+    attempt: int
+    retry_at: datetime | None = None
+
+
+class CancelRequested(msgspec.Struct, frozen=True, kw_only=True, tag="cancel_requested"):
+    """Somebody asked that the saga be undone."""
+
+    reason: str
+    by: str
+
+
+class DeadlineExceeded(msgspec.Struct, frozen=True, kw_only=True, tag="deadline_exceeded"):
+    """The saga took longer than its definition allows."""
+
+
+class CompensationStarted(msgspec.Struct, frozen=True, kw_only=True, tag="compensation_started"):
+    """From here on there is only the way back."""
+
+
+class SagaStuck(msgspec.Struct, frozen=True, kw_only=True, tag="saga_stuck"):
+    """A step gave up where neither undoing nor going on is possible; an operator has to decide."""
+
+    step: str
+    direction: Direction
+
+
+class SagaCompleted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_completed"):
+    """Every step succeeded."""
+
+
+class SagaCompensated(msgspec.Struct, frozen=True, kw_only=True, tag="saga_compensated"):
+    """Whatever happened has been undone."""
+
+
+Event = (
+    SagaStarted
+    | StepDispatched
+    | StepSucceeded
+    | StepRejected
+    | StepFailed
+    | StepTimedOut
+    | CancelRequested
+    | DeadlineExceeded
+    | CompensationStarted
+    | SagaStuck
+    | SagaCompleted
+    | SagaCompensated
+)
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """An event in its place in a history.
+
+    Attributes:
+        sequence: From 1, without gaps.
+        at: When it was decided.
+    """
+
+    sequence: int
+    at: datetime
+    event: Event

@@ -1,0 +1,267 @@
+"""The state of a saga: the fold of its history.
+
+    state = None
+    for event in history:
+        state = evolve(state, event)
+
+Every rule of what an event *means* is here; what happens *next* is in `machine`.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from functools import reduce
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+import msgspec
+
+from orchestrator.core.events import (
+    CancelRequested,
+    CompensationStarted,
+    DeadlineExceeded,
+    Event,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    SagaStuck,
+    StepDispatched,
+    StepFailed,
+    StepRejected,
+    StepSucceeded,
+    StepTimedOut,
+    Trace,
+)
+from shared.messages import Failure
+
+_replace = msgspec.structs.replace
+
+
+class Status(StrEnum):
+    """What a saga is doing, for people and for queries."""
+
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    STUCK = "stuck"
+    COMPLETED = "completed"
+    COMPENSATED = "compensated"
+    RESOLVED = "resolved"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing follows."""
+        return self in FINAL
+
+
+FINAL = frozenset({Status.COMPLETED, Status.COMPENSATED, Status.RESOLVED})
+ACTIVE = frozenset(Status) - FINAL
+
+
+class Phase(StrEnum):
+    """Where a step stands. A step that is not mentioned in the state is pending."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    """Nothing happened, for certain."""
+    FAILED = "failed"
+    """Gave up, and nobody knows what happened: its effect may stand."""
+    UNDOING = "undoing"
+    UNDO_RETRYING = "undo_retrying"
+    UNDO_FAILED = "undo_failed"
+    UNDONE = "undone"
+
+
+class CauseKind(StrEnum):
+    """Why a saga turned back."""
+
+    REJECTED = "rejected"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The first thing that went wrong."""
+
+    kind: CauseKind
+    step: str = ""
+    failure: Failure | None = None
+
+
+class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One step.
+
+    Attributes:
+        attempt: Attempts of the action so far; the number of the current one.
+        undo_attempt: The same for the compensation.
+        due_at: When the attempt in flight times out, or when the next one is due.
+        success: The attempt whose success is known; 0 while there is none.
+        failure: What the last attempt that went wrong said.
+        stuck: An operator has to decide.
+    """
+
+    phase: Phase = Phase.PENDING
+    attempt: int = 0
+    undo_attempt: int = 0
+    due_at: datetime | None = None
+    success: int = 0
+    output: Any = None
+    undo: Any = None
+    failure: Failure | None = None
+    stuck: bool = False
+
+
+PENDING = StepState()
+
+
+class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A saga.
+
+    Attributes:
+        cause: Why it turned back, or why it will as soon as the steps in flight have ended.
+        backward: Compensation has begun.
+    """
+
+    saga_id: str
+    name: str
+    version: int
+    input: dict[str, Any]
+    trace: Trace
+    key: str | None = None
+    deadline_at: datetime | None = None
+    status: Status = Status.RUNNING
+    steps: dict[str, StepState] = {}
+    cause: Cause | None = None
+    backward: bool = False
+
+    def step(self, name: str) -> StepState:
+        """State of a step; pending where nothing has happened to it."""
+        return self.steps.get(name, PENDING)
+
+
+def fold(history: Iterable[Event]) -> SagaState | None:
+    """The state that a history leads to; None for an empty one."""
+    return reduce(evolve, history, None)
+
+
+def evolve(state: SagaState | None, event: Event) -> SagaState:
+    """The state after an event.
+
+    Raises:
+        ValueError: The history does not begin with `SagaStarted`.
+    """
+    if state is None:
+        if not isinstance(event, SagaStarted):
+            raise ValueError(f"a history begins with saga_started, not with {event!r}")
+        return SagaState(
+            saga_id=event.saga_id,
+            name=event.name,
+            version=event.version,
+            input=event.input,
+            key=event.key,
+            deadline_at=event.deadline_at,
+            trace=event.trace,
+        )
+    match event:
+        case SagaStarted():
+            raise ValueError(f"saga {state.saga_id} starts twice in its history")
+        case StepDispatched(direction="action"):
+            return _with_step(
+                state, event.step, phase=Phase.RUNNING, attempt=event.attempt, due_at=event.due_at
+            )
+        case StepDispatched():
+            return _with_step(
+                state,
+                event.step,
+                phase=Phase.UNDOING,
+                undo_attempt=event.attempt,
+                due_at=event.due_at,
+            )
+        case StepSucceeded(direction="action"):
+            return _after_success(state, event)
+        case StepSucceeded():
+            return _with_step(state, event.step, phase=Phase.UNDONE, due_at=None, stuck=False)
+        case StepRejected():
+            return _after_rejection(state, event)
+        case StepFailed() | StepTimedOut():
+            return _after_failure(state, event)
+        case CancelRequested():
+            failure = Failure(kind="Cancelled", message=event.reason, retryable=False)
+            return _because(state, Cause(kind=CauseKind.CANCELLED, failure=failure))
+        case DeadlineExceeded():
+            return _because(state, Cause(kind=CauseKind.DEADLINE))
+        case CompensationStarted():
+            return _turn_back(state)
+        case SagaStuck():
+            return _with_step(state, event.step, stuck=True)
+        case SagaCompleted():
+            return _replace(state, status=Status.COMPLETED)
+        case SagaCompensated():
+            return _replace(state, status=Status.COMPENSATED)
+        case _:
+            assert_never(event)
+
+
+def _after_success(state: SagaState, event: StepSucceeded) -> SagaState:
+    step = state.step(event.step)
+    known = {"success": event.attempt, "output": event.output, "undo": event.undo}
+    if step.phase in {Phase.UNDOING, Phase.UNDO_RETRYING, Phase.UNDO_FAILED}:
+        # Late: the way back has begun, and now it is known what there is to undo.
+        return _with_step(state, event.step, **known)
+    return _with_step(
+        state, event.step, phase=Phase.SUCCEEDED, due_at=None, failure=None, stuck=False, **known
+    )
+
+
+def _after_rejection(state: SagaState, event: StepRejected) -> SagaState:
+    # "Nothing happened" is said of this attempt; of an earlier one nobody knows.
+    phase = Phase.REJECTED if event.attempt == 1 else Phase.FAILED
+    state = _with_step(state, event.step, phase=phase, due_at=None, failure=event.failure)
+    return _because(state, Cause(kind=CauseKind.REJECTED, step=event.step, failure=event.failure))
+
+
+def _after_failure(state: SagaState, event: StepFailed | StepTimedOut) -> SagaState:
+    kind, failure = CauseKind.TIMED_OUT, None
+    if isinstance(event, StepFailed):
+        kind, failure = CauseKind.FAILED, event.failure
+    again = event.retry_at is not None
+    forward = event.direction == "action"
+    if forward:
+        phase = Phase.RETRYING if again else Phase.FAILED
+    else:
+        phase = Phase.UNDO_RETRYING if again else Phase.UNDO_FAILED
+    state = _with_step(state, event.step, phase=phase, due_at=event.retry_at, failure=failure)
+    if forward and not again:
+        return _because(state, Cause(kind=kind, step=event.step, failure=failure))
+    return state
+
+
+def _turn_back(state: SagaState) -> SagaState:
+    """A step that waited for its next attempt will not get it: what it left is unknown."""
+    steps = {
+        name: _replace(step, phase=Phase.FAILED, due_at=None)
+        if step.phase is Phase.RETRYING
+        else step
+        for name, step in state.steps.items()
+    }
+    return _with_status(_replace(state, backward=True, steps=steps))
+
+
+def _because(state: SagaState, cause: Cause) -> SagaState:
+    return state if state.cause else _replace(state, cause=cause)
+
+
+def _with_step(state: SagaState, name: str, **changes: Any) -> SagaState:
+    step = _replace(state.step(name), **changes)
+    return _with_status(_replace(state, steps={**state.steps, name: step}))
+
+
+def _with_status(state: SagaState) -> SagaState:
+    if any(step.stuck for step in state.steps.values()):
+        status = Status.STUCK
+    else:
+        status = Status.COMPENSATING if state.backward else Status.RUNNING
+    return state if status is state.status else _replace(state, status=status)

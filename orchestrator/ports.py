@@ -1,0 +1,240 @@
+"""What the shell needs from the world: a `Store` and a `Transport`.
+
+Every adapter passes the same contract suite (`tests/contracts/`). All times are aware UTC
+datetimes and are passed in: an adapter reads no clock of its own.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded
+from orchestrator.core.state import SagaState, Status
+from shared.messages import Command, Inbound
+
+
+class SagaRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga as it is stored. The store indexes what it needs out of `state`.
+
+    Attributes:
+        sequence: Number of events in its history; the version for compare-and-set.
+        state: The fold of its history.
+        wake_at: When a timer is due, if one is set; None for a final saga.
+        started_at: When it started.
+        updated_at: When it last changed.
+        trace_due_at: When its spans are exported again, unless the export is confirmed before.
+    """
+
+    sequence: int
+    state: SagaState
+    wake_at: datetime | None
+    started_at: datetime
+    updated_at: datetime
+    trace_due_at: datetime | None = None
+
+    @property
+    def saga_id(self) -> str:
+        """Id of the saga."""
+        return self.state.saga_id
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One saga's part of a transaction.
+
+    Attributes:
+        row: The row after the change.
+        expected_sequence: Its sequence before; 0 for a new saga.
+        events: What happened, with the sequences from ``expected_sequence + 1`` on.
+        commands: Go into the outbox.
+    """
+
+    row: SagaRow
+    expected_sequence: int
+    events: tuple[Recorded, ...]
+    commands: tuple[Command, ...]
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that nobody could act on.
+
+    Attributes:
+        dead_letter_id: Number in the order of arrival; 0 until it is stored.
+        reason: What is wrong with it.
+        task: Celery task name it came as; may be empty.
+        saga_id: The saga it names, if it names one.
+        body: What it held, as text.
+        at: When it was put aside.
+    """
+
+    dead_letter_id: int = 0
+    reason: str
+    task: str
+    saga_id: str | None
+    body: str
+    at: datetime
+
+
+class SagaSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a list of sagas shows; no state is decoded for it."""
+
+    saga_id: str
+    name: str
+    version: int
+    key: str | None
+    status: Status
+    trace_id: str
+    started_at: datetime
+    updated_at: datetime
+    wake_at: datetime | None
+
+
+class Store(Protocol):
+    """Sagas, histories, outbox, definitions and dead letters.
+
+    Every method may raise `shared.errors.UnavailableError`: the database cannot be reached or
+    broke the connection, nothing of the call is committed (or nobody knows, for `commit`), and
+    calling again later is right.
+    """
+
+    def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
+        """The rows of these sagas; an unknown id is left out."""
+
+    def find_by_key(self, name: str, key: str) -> SagaRow | None:
+        """The saga that has this business key."""
+
+    def find_by_trace(self, trace_id: str) -> list[SagaSummary]:
+        """Sagas of a trace, oldest first."""
+
+    def commit(
+        self,
+        changes: Sequence[Change],
+        *,
+        published: Collection[str] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        traced: Collection[str] = (),
+    ) -> frozenset[str]:
+        """Commit all of it in one transaction, but for the sagas that someone else has changed.
+
+        Args:
+            changes: At most one for each saga.
+            published: Ids of outbox rows that are deleted: they have reached the broker.
+            dead_letters: Are kept.
+            traced: Ids of sagas whose `trace_due_at` is cleared: their spans were exported.
+
+        Returns:
+            Ids of sagas of which *nothing* was committed: their sequence was not the expected
+            one, the id exists already, or their business key is taken by another saga.
+        """
+
+    def due(self, now: datetime, limit: int) -> list[str]:
+        """Ids of active sagas whose `wake_at` has come, the longest overdue first."""
+
+    def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
+        """Outbox rows last handed out before `before`; they count as handed out at `now`.
+
+        Two callers at once get different rows. A row counts as handed out when it is committed.
+        """
+
+    def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
+        """Ids of sagas whose `trace_due_at` has come; it is set to `until`."""
+
+    def history(self, saga_ids: Collection[str]) -> dict[str, list[Recorded]]:
+        """Histories in order of sequence; an unknown id is left out."""
+
+    def list_sagas(
+        self,
+        *,
+        statuses: Collection[Status] = (),
+        name: str | None = None,
+        key: str | None = None,
+        limit: int = 50,
+    ) -> list[SagaSummary]:
+        """Newest first. An empty `statuses` means all."""
+
+    def count_by_status(self) -> dict[Status, int]:
+        """How many sagas there are of each status; statuses without any are left out."""
+
+    def put_definition(self, definition: Definition, now: datetime) -> None:
+        """Keep a definition. The same one again is fine.
+
+        Raises:
+            DefinitionChanged: Another one is stored under this name and version; shows the
+                difference.
+        """
+
+    def definition(self, name: str, version: int) -> Definition | None:
+        """The stored definition."""
+
+    def definitions(self) -> list[Definition]:
+        """All stored definitions, by name and version."""
+
+    def dead_letters(self, limit: int = 50) -> list[DeadLetter]:
+        """Newest first."""
+
+    def outbox_size(self) -> int:
+        """Commands that may not have reached the broker."""
+
+    def check(self) -> None:
+        """Check that the database answers and has the schema of this version.
+
+        Raises:
+            UnavailableError: It does not answer.
+            ConfigurationError: Its schema is older or newer; says how to upgrade.
+        """
+
+    def close(self) -> None:
+        """Give connections back."""
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """An inbound message that is not acknowledged yet.
+
+    Attributes:
+        message: What it says, or `Undecodable`.
+        task: Celery task name it came as.
+        body: Its raw body as text, for a dead letter.
+        receipt: What the transport needs to acknowledge it; opaque.
+    """
+
+    message: Inbound
+    task: str
+    body: str
+    receipt: Any = None
+
+
+class Transport(Protocol):
+    """Commands out, messages in. At least once, in any order.
+
+    Every method may raise `shared.errors.UnavailableError` and reconnects when it is called
+    again.
+    """
+
+    def publish(self, commands: Sequence[Command]) -> None:
+        """Send commands. When this returns, the broker has them all.
+
+        Raises:
+            UnavailableError: Some or all may not have been sent.
+        """
+
+    def receive(self, messages_max: int, timeout_seconds: float) -> list[Delivery]:
+        """Block for the first message, then take what is already there.
+
+        Args:
+            messages_max: Most messages to take.
+            timeout_seconds: How long to wait for the first one.
+
+        Returns:
+            Empty when the time ran out.
+        """
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Settle messages for good. Without it they are delivered again, some time."""
+
+    def interrupt(self) -> None:
+        """Make a blocked `receive` of another thread return early. Never raises."""
+
+    def close(self) -> None:
+        """Close connections; messages that were not acknowledged go back to the queue."""

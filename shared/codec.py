@@ -1,0 +1,104 @@
+"""Bytes to messages and back: strict JSON, nothing else. Pickle is refused by never being decoded."""
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from shared import names
+from shared.errors import DecodeError, PayloadTooLarge
+from shared.ids import saga_id_from
+from shared.messages import CancelRequest, Inbound, Reply, StartRequest, Undecodable
+
+PAYLOAD_BYTES_MAX_DEFAULT: Final = 256 * 1024
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+_INBOUND: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    names.REPLY_TASK: msgspec.json.Decoder(tuple[list[Any], Reply, dict[str, Any] | None]),
+    names.START_TASK: msgspec.json.Decoder(tuple[list[Any], StartRequest, dict[str, Any] | None]),
+    names.CANCEL_TASK: msgspec.json.Decoder(
+        tuple[list[Any], CancelRequest, dict[str, Any] | None]
+    ),
+}
+_EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def encode(value: object) -> bytes:
+    """Encode as JSON.
+
+    Raises:
+        DecodeError: The value holds something that JSON has no form for; names its type.
+    """
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise DecodeError(f"not JSON: {error}") from error
+
+
+def decode(raw: bytes | str, as_type: type[T]) -> T:
+    """Decode JSON strictly as a type.
+
+    Raises:
+        DecodeError: Not JSON, or JSON of another shape; names the field.
+    """
+    try:
+        return msgspec.json.decode(raw, type=as_type)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DecodeError(str(error)) from error
+
+
+def check_size(value: object, limit_bytes: int, what: str) -> int:
+    """Size of a value as JSON, in bytes.
+
+    Raises:
+        PayloadTooLarge: It is over the limit; names the limit and its setting.
+        DecodeError: It is not JSON.
+    """
+    size = len(encode(value))
+    if size > limit_bytes:
+        raise PayloadTooLarge(
+            f"{what} is {size} bytes as JSON; the limit is {limit_bytes} bytes.",
+            hint="Send a reference instead of the data, or raise SAGA_PAYLOAD_BYTES_MAX.",
+        )
+    return size
+
+
+def task_body(kwargs: dict[str, Any] | Reply | StartRequest | CancelRequest) -> bytes:
+    """Body of a Celery task message, protocol 2: ``[args, kwargs, embed]``."""
+    return encode([[], kwargs, _EMBED])
+
+
+def decode_inbound(task: str, task_id: str, body: bytes, headers: dict[str, Any]) -> Inbound:
+    """Read a message of the queue ``saga.replies``; never raises for what the message holds.
+
+    Args:
+        task: Celery task name, from the header ``task``.
+        task_id: Celery task id, from the header ``id``.
+        body: Raw body, ``[args, kwargs, embed]`` as JSON.
+        headers: The message's headers; trace context is taken from them.
+
+    Returns:
+        The message, or `Undecodable` with the reason.
+    """
+    decoder = _INBOUND.get(task)
+    if decoder is None:
+        reason = f"no task {task!r} here; expected one of {', '.join(_INBOUND)}"
+        return Undecodable(reason=reason, task=task, body=_text(body))
+    try:
+        message = decoder.decode(body)[1]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return Undecodable(reason=str(error), task=task, body=_text(body))
+    if isinstance(message, StartRequest):
+        return msgspec.structs.replace(
+            message,
+            saga_id=message.saga_id or saga_id_from(task_id),
+            traceparent=message.traceparent or headers.get(names.TRACEPARENT),
+            tracestate=message.tracestate or headers.get(names.TRACESTATE) or "",
+        )
+    assert isinstance(message, Reply | CancelRequest)  # noqa: S101 - the decoders' types, narrowed
+    return message
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8", "backslashreplace")

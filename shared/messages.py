@@ -1,0 +1,145 @@
+"""What crosses the border between the orchestrator and the participants.
+
+A `Command` goes out as an ordinary Celery task message: the payload is its keyword arguments, the
+rest stands in its headers. A `Reply` comes back as a call of the task ``saga.reply`` whose keyword
+arguments are its fields. No exception crosses the broker: a failure is a value.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from shared.ids import Direction
+
+FAILURE_MESSAGE_CHARS_MAX = 2_000
+FAILURE_TRACEBACK_CHARS_MAX = 8_000
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why an attempt did not succeed.
+
+    Attributes:
+        kind: Stable machine-readable name: a reject code, or the exception's class name.
+        message: One line for people.
+        retryable: Whether another attempt may go better.
+        traceback: Text, cut to `FAILURE_TRACEBACK_CHARS_MAX`; empty where there is none.
+    """
+
+    kind: str
+    message: str = ""
+    retryable: bool = True
+    traceback: str = ""
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where and when an attempt ran, by the participant's own clock."""
+
+    worker: str
+    started_at: datetime
+    ended_at: datetime
+
+
+class Succeeded(msgspec.Struct, frozen=True, kw_only=True, tag="succeeded", omit_defaults=True):
+    """The action happened. `undo` is what its compensation needs; by default the output."""
+
+    output: Any = None
+    undo: Any = None
+
+
+class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
+    """The participant said no: nothing happened, and nothing is retried."""
+
+    failure: Failure
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """An exception: nobody knows what happened."""
+
+    failure: Failure
+
+
+Outcome = Succeeded | Rejected | Failed
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of a step, on its way to a participant.
+
+    Attributes:
+        id: Celery task id, derived from saga, step, direction and attempt.
+        task: Celery task name.
+        queue: Celery queue of the participant.
+        payload: Keyword arguments of the task.
+        deadline_at: When the orchestrator stops waiting for the reply.
+        traceparent: W3C trace context whose span is the attempt's ``send`` span.
+        tracestate: W3C trace state of the caller, empty where there was none.
+    """
+
+    id: str
+    saga_id: str
+    saga_name: str
+    saga_version: int
+    step: str
+    direction: Direction
+    attempt: int
+    task: str
+    queue: str
+    payload: dict[str, Any]
+    deadline_at: datetime
+    traceparent: str
+    tracestate: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of one attempt."""
+
+    saga_id: str
+    step: str
+    direction: Direction
+    attempt: int
+    outcome: Outcome
+    execution: Execution | None = None
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A start that comes as a message (`saga.start`): from beat, or from another service.
+
+    Attributes:
+        name: Saga name; its newest version is started.
+        input: Fields of the saga's input type.
+        key: Business key: a second start with the same name and key starts nothing.
+        saga_id: Id for the new saga; derived from the message's id where it is missing.
+        traceparent: Trace of the caller, continued by the saga.
+    """
+
+    name: str
+    input: dict[str, Any]
+    key: str | None = None
+    saga_id: str | None = None
+    traceparent: str | None = None
+    tracestate: str = ""
+
+
+class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks that a saga be undone (`saga.cancel`)."""
+
+    saga_id: str
+    reason: str = ""
+    by: str = ""
+
+
+class Undecodable(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that cannot be read; goes to the dead letters with the reason.
+
+    Attributes:
+        reason: What is wrong with it.
+        task: Task name from its headers, empty where it has none.
+        body: The raw body as text, undecodable bytes escaped.
+    """
+
+    reason: str
+    task: str
+    body: str
+
+
+Inbound = Reply | StartRequest | CancelRequest | Undecodable

@@ -1,0 +1,106 @@
+"""Settings, from the environment (``SAGA_...``) and from what `saga dev` leaves in its folder.
+
+A wrong value is a `ConfigurationError` at start that names the variable, the value and what is
+allowed.
+"""
+
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import field_validator
+
+from shared.codec import PAYLOAD_BYTES_MAX_DEFAULT
+from shared.errors import ConfigurationError
+
+BROKER_URL_FILE = "broker.url"
+"""Written by `saga dev` into its folder: how its other commands find the private broker."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; each field is the variable ``SAGA_<NAME>``.
+
+    Attributes:
+        home: Folder of the embedded defaults: store, logs, traces, private Redis.
+        broker_url: Celery broker; empty means the one that `saga dev` runs in `home`.
+        database_url: Store of the orchestrator; empty means SQLite in `home`.
+        ledger_url: Database of the example participants; empty means SQLite in `home`.
+        definitions: Modules that hold saga definitions, separated by commas.
+        payload_bytes_max: Largest input, payload or output of a step, as JSON.
+        batch_messages_max: Most replies that one transaction takes.
+        visibility_timeout: Redis only: when a message whose worker died is delivered again.
+        republish_after: Age at which an outbox row counts as left behind by a crash.
+        log_dir: Folder of the JSON log files; empty means standard output.
+        log_level: Level of the root logger.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SAGA_", extra="ignore")
+
+    home: Path = Path(".saga")
+    broker_url: str = ""
+    database_url: str = ""
+    ledger_url: str = ""
+    definitions: Annotated[tuple[str, ...], NoDecode] = ("orchestrator.sagas",)
+    payload_bytes_max: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = (
+        PAYLOAD_BYTES_MAX_DEFAULT
+    )
+    batch_messages_max: Annotated[int, Field(ge=1, le=10_000)] = 200
+    visibility_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(minutes=5)
+    republish_after: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=5)
+    log_dir: Path | None = None
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")] = "INFO"
+
+    @field_validator("definitions", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(filter(None, map(str.strip, value.split(","))))
+            if isinstance(value, str)
+            else value
+        )
+
+    @property
+    def store_url(self) -> str:
+        """SQLAlchemy URL of the store."""
+        return self.database_url or f"sqlite:///{self.home / 'saga.db'}"
+
+    def ledger_url_of(self, service: str) -> str:
+        """SQLAlchemy URL of an example participant's own database."""
+        return self.ledger_url or f"sqlite:///{self.home / 'ledgers' / service}.db"
+
+    @property
+    def celery_broker_url(self) -> str:
+        """Broker URL for Celery.
+
+        Raises:
+            ConfigurationError: None is set and no `saga dev` has run in `home`.
+        """
+        if self.broker_url:
+            return self.broker_url
+        left_by_dev = self.home / BROKER_URL_FILE
+        if left_by_dev.exists():
+            return left_by_dev.read_text().strip()
+        raise ConfigurationError(
+            f"No broker: SAGA_BROKER_URL is not set and {left_by_dev} does not exist.",
+            hint="Start `saga dev` in this folder, or set SAGA_BROKER_URL=redis://host:6379/0.",
+        )
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+        ConfigurationError: A variable has a value that is not allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"SAGA_{'_'.join(map(str, part['loc'])).upper()}={part['input']!r}: {part['msg']}"
+            for part in error.errors()
+        )
+        raise ConfigurationError(f"Wrong setting: {wrong}.") from error
