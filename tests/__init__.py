@@ -1,0 +1,1 @@
+"""The tests; a package, so that import-linter and `python -m tests.chaos` see it."""

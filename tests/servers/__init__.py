@@ -1,0 +1,1 @@
+"""Real servers as fixtures: Redis, PostgreSQL and RabbitMQ, with start, stop, kill and restart."""
