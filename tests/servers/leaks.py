@@ -28,23 +28,26 @@ def child_pids() -> set[int]:
         return {child.pid for child in psutil.Process().children()}
 
 
-def wait_for_children_to_end(allowed: Callable[[], set[int]]) -> list[str]:
+def wait_for_children_to_end(
+    allowed: Callable[[], set[int]], *, within_seconds: float = _GONE_WITHIN_SECONDS
+) -> list[str]:
     """Give the children a moment to end; returns those that did not.
 
     Args:
         allowed: Ids of the children that may stay.
+        within_seconds: How long the moment is.
     """
-    return _wait_for_none(lambda: _described(child_pids() - allowed()))
+    return _wait_for_none(lambda: _described(child_pids() - allowed()), within_seconds)
 
 
-def wait_for_descendants_to_end() -> list[str]:
+def wait_for_descendants_to_end(*, within_seconds: float = _GONE_WITHIN_SECONDS) -> list[str]:
     """Give every process that carries our mark a moment to end; returns those that did not."""
-    return _wait_for_none(_marked)
+    return _wait_for_none(_marked, within_seconds)
 
 
-def _wait_for_none(left: Callable[[], list[str]]) -> list[str]:
+def _wait_for_none(left: Callable[[], list[str]], within_seconds: float) -> list[str]:
     try:
-        wait_until(lambda: not left(), timeout=_GONE_WITHIN_SECONDS)
+        wait_until(lambda: not left(), timeout=within_seconds)
     except AssertionError:
         return left()
     return []
