@@ -12,7 +12,7 @@ DEV := $(VENV)/.dev-$(FOLDER)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench chaos coverage clean
+.PHONY: help setup demo test check format bench chaos coverage freeze clean
 
 help:
 	@echo 'make demo      run one order that succeeds and one that is undone, with their traces and logs'
@@ -23,6 +23,7 @@ help:
 	@echo 'make coverage  branch coverage of make test'
 	@echo 'make format    let ruff rewrite what it can'
 	@echo 'make setup     only make .venv, with the development tools'
+	@echo 'make freeze    write the installed versions to constraints.txt'
 	@echo 'make clean     remove .venv and all caches'
 
 $(RUNTIME): pyproject.toml constraints.txt scripts/make-venv
@@ -66,6 +67,13 @@ coverage: $(DEV)
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# No file paths, no hosts, and not this project itself.
+freeze: $(DEV)
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(PIP) freeze --exclude-editable --exclude celery-saga-orchestrator | grep -v '@' | LC_ALL=C sort -f; \
+	} > constraints.new
+	mv constraints.new constraints.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* htmlcov
