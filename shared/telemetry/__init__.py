@@ -1,0 +1,1 @@
+"""Traces and logs: one package, one vocabulary. `setup` alone imports the OpenTelemetry SDK."""

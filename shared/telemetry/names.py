@@ -1,0 +1,130 @@
+"""The vocabulary of traces and logs: span names, attribute keys, log keys. They stand here only.
+
+Messaging attributes follow the OpenTelemetry semantic conventions for messaging, version 1.44.0;
+spans of messaging are named ``{operation} {destination}``.
+"""
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from shared.ids import Direction
+
+# Attributes of sagas -------------------------------------------------------------------------
+
+SAGA_ID: Final = "saga.id"
+SAGA_NAME: Final = "saga.name"
+SAGA_VERSION: Final = "saga.version"
+SAGA_STEP: Final = "saga.step"
+SAGA_DIRECTION: Final = "saga.direction"
+SAGA_ATTEMPT: Final = "saga.attempt"
+SAGA_OUTCOME: Final = "saga.outcome"
+"""How an attempt or a step ended: ``succeeded``, ``rejected``, ``failed``, ``timed_out``."""
+SAGA_STATUS: Final = "saga.status"
+"""How a saga ended: ``completed``, ``compensated``, ``stuck``, ``resolved``."""
+SAGA_RECONSTRUCTED: Final = "saga.trace.reconstructed"
+"""True on spans that were built from the history of a saga that was not sampled."""
+
+# Attributes of messaging ---------------------------------------------------------------------
+
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION_NAME: Final = "messaging.destination.name"
+MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+MESSAGING_CONVERSATION_ID: Final = "messaging.message.conversation_id"
+
+OPERATION_SEND: Final = "send"
+OPERATION_PROCESS: Final = "process"
+
+# Attributes of errors ------------------------------------------------------------------------
+
+ERROR_TYPE: Final = "error.type"
+EXCEPTION_EVENT: Final = "exception"
+EXCEPTION_TYPE: Final = "exception.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
+EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
+
+# Attributes of the resource ------------------------------------------------------------------
+
+SERVICE_NAME: Final = "service.name"
+SERVICE_VERSION: Final = "service.version"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+DEPLOYMENT_ENVIRONMENT: Final = "deployment.environment.name"
+
+INSTRUMENTATION_SCOPE: Final = "saga"
+
+# Keys of a log line --------------------------------------------------------------------------
+
+LOG_TIMESTAMP: Final = "timestamp"
+LOG_LEVEL: Final = "level"
+LOG_EVENT: Final = "event"
+LOG_LOGGER: Final = "logger"
+LOG_SERVICE: Final = "service"
+LOG_HOSTNAME: Final = "hostname"
+LOG_PID: Final = "pid"
+LOG_PROCESS: Final = "process"
+LOG_TRACE_ID: Final = "trace_id"
+LOG_SPAN_ID: Final = "span_id"
+LOG_SAGA_ID: Final = "saga_id"
+LOG_SAGA_NAME: Final = "saga_name"
+LOG_SAGA_STEP: Final = "saga_step"
+LOG_SAGA_DIRECTION: Final = "saga_direction"
+LOG_SAGA_ATTEMPT: Final = "saga_attempt"
+LOG_TASK_ID: Final = "task_id"
+LOG_TASK_NAME: Final = "task_name"
+LOG_EXCEPTION: Final = "exception"
+
+LOG_SAGA_KEYS: Final = (
+    LOG_SAGA_ID,
+    LOG_SAGA_NAME,
+    LOG_SAGA_STEP,
+    LOG_SAGA_DIRECTION,
+    LOG_SAGA_ATTEMPT,
+)
+
+_SYSTEMS: Final = {
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "pyamqp": "rabbitmq",
+    "redis": "redis",
+    "rediss": "redis",
+    "sentinel": "redis",
+    "sqs": "aws_sqs",
+}
+
+# Span names ----------------------------------------------------------------------------------
+
+
+def saga_span(saga_name: str) -> str:
+    """Name of the root span of a saga."""
+    return f"saga {saga_name}"
+
+
+def start_span(saga_name: str) -> str:
+    """Name of the short span that makes a saga in flight visible."""
+    return f"saga.start {saga_name}"
+
+
+def step_span(step: str, direction: Direction) -> str:
+    """Name of the span of a step: from its first dispatch to its last outcome."""
+    return f"step {step}" if direction == "action" else f"compensate {step}"
+
+
+def send_span(queue: str) -> str:
+    """Name of a PRODUCER span."""
+    return f"{OPERATION_SEND} {queue}"
+
+
+def process_span(queue: str) -> str:
+    """Name of a CONSUMER span."""
+    return f"{OPERATION_PROCESS} {queue}"
+
+
+def messaging_system(broker_url: str) -> str:
+    """The real broker behind a Celery broker URL, as ``messaging.system`` wants it.
+
+    Returns:
+        ``redis``, ``rabbitmq``, ``aws_sqs``, or the URL's scheme where there is no agreed name.
+    """
+    scheme = urlsplit(broker_url).scheme.partition("+")[0]
+    return _SYSTEMS.get(scheme, scheme)

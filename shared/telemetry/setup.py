@@ -1,0 +1,513 @@
+"""The SDK side of traces: the only file that imports the OpenTelemetry SDK and its exporters.
+
+Everything else uses the OpenTelemetry API, whose global provider is the `_Provider` below. It makes
+the SDK's provider, the exporter and their thread with the first span of a *process*, so that a
+worker that forks has neither threads nor connections to inherit, and a child starts its own
+without being told to.
+
+Telemetry never harms work: nothing here raises after `start`, no call blocks without a limit, and
+what is lost is counted.
+"""
+
+import atexit
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBased,
+    Sampler,
+    TraceIdRatioBased,
+)
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.util._decorator import _agnosticcontextmanager
+from opentelemetry.util.types import Attributes, AttributeValue
+from typing_extensions import override
+
+from shared.settings import settings
+from shared.telemetry import names
+from shared.telemetry.config import TracingConfig, tracing_config
+from shared.telemetry.otlp_file import OtlpFile, encode_spans
+from shared.telemetry.outlet import Outlet, OutletStats
+from shared.telemetry.spans import SpanError, SpanRecord
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_SAMPLED: Final = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+_KINDS: Final = {
+    "internal": trace.SpanKind.INTERNAL,
+    "producer": trace.SpanKind.PRODUCER,
+    "consumer": trace.SpanKind.CONSUMER,
+}
+_OK: Final = trace.Status(trace.StatusCode.UNSET)
+_SCOPE: Final = InstrumentationScope(names.INSTRUMENTATION_SCOPE)
+_EXPORTER_LOGGERS: Final = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+)
+
+
+class ExportedSpan(NamedTuple):
+    """A span that was given to `emit` and has reached the receiver."""
+
+    trace_id: str
+    span_id: str
+    name: str
+
+
+OnExported = Callable[[Sequence[ExportedSpan]], None]
+
+
+def start(service: str, config: TracingConfig | None = None) -> None:
+    """Get ready to record spans in this process and in its children; a second call does nothing.
+
+    Args:
+        service: ``service.name``, unless the environment has one.
+        config: By default what the environment says.
+
+    Raises:
+        ConfigurationError: A variable has a value that is not allowed.
+    """
+    if _process.config is not None:
+        return
+    _process.config = config or tracing_config(service, home=settings().home)
+    if trace.get_tracer_provider() is not _provider:
+        trace.set_tracer_provider(_provider)
+        atexit.register(shutdown)
+
+
+def should_sample(trace_id: str, parent_sampled: bool | None = None) -> bool:  # noqa: FBT001 - see TracingConfig
+    """Decide once, at the start of a saga, whether its trace is exported; False before `start`."""
+    config = _process.config
+    return config is not None and config.should_sample(trace_id, parent_sampled)
+
+
+def emit(records: Iterable[SpanRecord]) -> None:
+    """Export finished spans with exactly the ids and times they have.
+
+    Never blocks and never raises; a record that is not sampled is skipped.
+    """
+    pipeline = _process.pipeline()
+    if pipeline is None:
+        return
+    for record in records:
+        if record.sampled:
+            pipeline.outlet.put(_Emitted(record, pipeline.resource))
+
+
+def on_exported(callback: OnExported) -> Callable[[], None]:
+    """Be told which spans given to `emit` have reached the receiver.
+
+    Args:
+        callback: Gets the spans of one batch, in the exporter's thread; must be quick.
+
+    Returns:
+        A function that ends the subscription.
+    """
+    _process.callbacks = (*_process.callbacks, callback)
+
+    def unsubscribe() -> None:
+        _process.callbacks = tuple(one for one in _process.callbacks if one is not callback)
+
+    return unsubscribe
+
+
+def stats() -> OutletStats:
+    """Spans of this process: exported, failed, dropped, waiting."""
+    return _process.stats()
+
+
+def flush(timeout: timedelta = timedelta(seconds=2)) -> bool:
+    """Wait, never longer than the timeout, until the spans so far were handed over."""
+    pipeline = _process.running
+    return pipeline is None or pipeline.outlet.flush(timeout)
+
+
+def shutdown(timeout: timedelta | None = None) -> bool:
+    """Hand over the last spans, never longer than the timeout, and stop recording.
+
+    Args:
+        timeout: By default the configuration's.
+
+    Returns:
+        Whether all spans were handed over.
+    """
+    return _process.stop(timeout)
+
+
+class _Pipeline:
+    """The SDK's provider, the queue and the exporter of one process."""
+
+    def __init__(self, config: TracingConfig) -> None:
+        self.resource = _resource(config)
+        receiver = _Receiver(config)
+        self.outlet = Outlet[ReadableSpan](
+            export=receiver.export,
+            close=receiver.close,
+            queue_max=config.queue_spans_max,
+            batch_max=config.batch_spans_max,
+            interval=config.export_interval,
+        )
+        self.provider = TracerProvider(
+            sampler=_sampler(config), resource=self.resource, shutdown_on_exit=False
+        )
+        self.provider.add_span_processor(_ToOutlet(self.outlet))
+
+
+class _Process:
+    """The telemetry of this process; a fork keeps the configuration and drops the rest."""
+
+    def __init__(self) -> None:
+        self.config: TracingConfig | None = None
+        self.callbacks: tuple[OnExported, ...] = ()
+        self.running: _Pipeline | None = None
+        self._ended = OutletStats()
+        self._lock = threading.Lock()
+
+    def pipeline(self) -> _Pipeline | None:
+        """The pipeline, made with the first call; None when telemetry is off."""
+        if self.running is not None:
+            return self.running
+        with self._lock:
+            return self._make()
+
+    def _make(self) -> _Pipeline | None:
+        if self.running is None and self.config is not None and self.config.enabled:
+            self.running = _Pipeline(self.config)
+        return self.running
+
+    def stop(self, timeout: timedelta | None) -> bool:
+        with self._lock:
+            pipeline, config = self.running, self.config
+            self.running = self.config = None
+        if pipeline is None or config is None:
+            return True
+        complete = pipeline.outlet.close(config.shutdown_timeout if timeout is None else timeout)
+        self._ended = _sum(self._ended, pipeline.outlet.stats())
+        return complete
+
+    def stats(self) -> OutletStats:
+        running = self.running
+        return _sum(self._ended, running.outlet.stats()) if running is not None else self._ended
+
+    def forked(self) -> None:
+        # The parent's thread does not exist here, and its lock may be held for ever.
+        self.running = None
+        self._ended = OutletStats()
+        self._lock = threading.Lock()
+
+
+class _Tracer(trace.Tracer):
+    """Stands for a tracer of whatever provider this process has at the moment."""
+
+    def __init__(self, *key: Any) -> None:
+        self._key = key
+        self._made_by: _Pipeline | None = None
+        self._made: trace.Tracer = trace.NoOpTracer()
+
+    def _current(self) -> trace.Tracer:
+        pipeline = _process.pipeline()
+        if pipeline is not self._made_by:
+            self._made = (
+                trace.NoOpTracer()
+                if pipeline is None
+                else pipeline.provider.get_tracer(*self._key)
+            )
+            self._made_by = pipeline
+        return self._made
+
+    @override
+    def start_span(
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: trace.SpanKind = trace.SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[trace.Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+    ) -> trace.Span:
+        return self._current().start_span(
+            name,
+            context,
+            kind,
+            attributes,
+            links,
+            start_time,
+            record_exception,
+            set_status_on_exception,
+        )
+
+    @override
+    @_agnosticcontextmanager  # as the API's own proxy: works as a decorator at import time, too
+    def start_as_current_span(self, *args: Any, **kwargs: Any) -> Iterator[trace.Span]:
+        with self._current().start_as_current_span(*args, **kwargs) as span:
+            yield span
+
+
+class _Provider(trace.TracerProvider):
+    """The API's global provider: its tracers outlive a fork, a shutdown and a new start."""
+
+    @override
+    def get_tracer(
+        self,
+        instrumenting_module_name: str,
+        instrumenting_library_version: str | None = None,
+        schema_url: str | None = None,
+        attributes: Attributes = None,
+    ) -> trace.Tracer:
+        return _Tracer(
+            instrumenting_module_name, instrumenting_library_version, schema_url, attributes
+        )
+
+
+class _ToOutlet(SpanProcessor):
+    """Hands the SDK's finished spans to the outlet."""
+
+    def __init__(self, outlet: Outlet[ReadableSpan]) -> None:
+        self._outlet = outlet
+
+    @override
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._outlet.put(span)
+
+
+class _Emitted(ReadableSpan):
+    """A span that was given as a record."""
+
+    def __init__(self, record: SpanRecord, resource: Resource) -> None:
+        trace_id = int(record.trace_id, 16)
+        state = trace.TraceState.from_header([record.tracestate]) if record.tracestate else None
+        end = _nanoseconds(record.end)
+        attributes = record.attributes
+        events: tuple[Event, ...] = ()
+        status = _OK
+        if record.error is not None:
+            status = trace.Status(trace.StatusCode.ERROR, record.error.message or None)
+            attributes = {**attributes, names.ERROR_TYPE: record.error.type}
+            if record.error.traceback:
+                events = (_exception_event(record.error, end),)
+        super().__init__(
+            record.name,
+            context=trace.SpanContext(
+                trace_id,
+                int(record.span_id, 16),
+                False,
+                _SAMPLED,
+                state,
+            ),
+            parent=None
+            if record.parent_span_id is None
+            else trace.SpanContext(
+                trace_id, int(record.parent_span_id, 16), record.parent_is_remote, _SAMPLED, state
+            ),
+            resource=resource,
+            attributes=attributes,
+            events=events,
+            links=[
+                trace.Link(
+                    trace.SpanContext(
+                        int(link.trace_id, 16),
+                        int(link.span_id, 16),
+                        True,
+                        _SAMPLED,
+                    ),
+                    link.attributes,
+                )
+                for link in record.links
+            ],
+            kind=_KINDS[record.kind],
+            status=status,
+            start_time=_nanoseconds(record.start),
+            end_time=end,
+            instrumentation_scope=_SCOPE,
+        )
+        self.key = ExportedSpan(record.trace_id, record.span_id, record.name)
+
+
+class _Receiver:
+    """The exporter; says once that it fails and once that it works again."""
+
+    def __init__(self, config: TracingConfig) -> None:
+        self._config = config
+        self._complaint = _LastComplaint()
+        for name in _EXPORTER_LOGGERS:
+            logging.getLogger(name).addFilter(self._complaint)
+        self._exporter = _exporter(config)
+        self._failing = False
+        self._lost = 0
+
+    def export(self, batch: list[ReadableSpan]) -> bool:
+        try:
+            with suppress_instrumentation():
+                exported = self._exporter.export(batch) is SpanExportResult.SUCCESS
+        except Exception as error:  # noqa: BLE001 - whatever an exporter does, work goes on
+            self._complaint.text = f"{type(error).__name__}: {error}"
+            exported = False
+        self._report(exported, len(batch))
+        if exported and _process.callbacks:
+            self._tell([span.key for span in batch if isinstance(span, _Emitted)])
+        return exported
+
+    def close(self) -> None:
+        with suppress_instrumentation():
+            self._exporter.shutdown()
+        for name in _EXPORTER_LOGGERS:
+            logging.getLogger(name).removeFilter(self._complaint)
+
+    def _report(self, exported: bool, spans: int) -> None:  # noqa: FBT001 - private
+        if not exported:
+            self._lost += spans
+        if exported is not self._failing:
+            return
+        self._failing = not exported
+        where = self._config.otlp_endpoint or str(self._config.traces_dir)
+        if self._failing:
+            _log.warning(
+                "telemetry.export_failing",
+                protocol=self._config.otlp_protocol,
+                endpoint=where,
+                reason=self._complaint.text,
+            )
+        else:
+            _log.warning("telemetry.export_recovered", endpoint=where, spans_lost=self._lost)
+            self._lost = 0
+
+    @staticmethod
+    def _tell(exported: Sequence[ExportedSpan]) -> None:
+        for callback in _process.callbacks if exported else ():
+            try:
+                callback(exported)
+            except Exception:  # noqa: BLE001 - a subscriber's mistake must not stop the export
+                _log.exception("telemetry.on_exported_failed")
+
+
+class _FileExporter(SpanExporter):
+    """OTLP JSON files, one for each process."""
+
+    def __init__(self, config: TracingConfig) -> None:
+        stem = f"{config.service_name}-{os.getpid()}"
+        self._file = OtlpFile(config.traces_dir, stem, config.file_bytes_max)
+
+    @override
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._file.write(encode_spans(spans))
+        return SpanExportResult.SUCCESS
+
+    @override
+    def shutdown(self) -> None:
+        self._file.close()
+
+
+class _LastComplaint(logging.Filter):
+    """Keeps the exporters' own log lines, one for each failure, from becoming a storm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.text = record.getMessage()
+        return False
+
+
+def _exporter(config: TracingConfig) -> SpanExporter:
+    timeout = config.export_timeout.total_seconds()
+    # Each exporter is imported only where it is used: gRPC alone costs 10 MB and 0.1 s.
+    if config.otlp_protocol == "grpc":
+        _make_grpc_cooperate()
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+            OTLPSpanExporter as GrpcExporter,
+        )
+
+        return GrpcExporter(endpoint=config.otlp_endpoint, timeout=timeout)
+    if config.otlp_protocol == "http":
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+            OTLPSpanExporter as HttpExporter,
+        )
+
+        return HttpExporter(endpoint=config.otlp_endpoint, timeout=timeout)
+    return _FileExporter(config)
+
+
+def _make_grpc_cooperate() -> None:
+    """Under gevent, gRPC's waits would block every greenlet of the worker."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("socket"):
+        from grpc.experimental.gevent import init_gevent
+
+        init_gevent()
+
+
+def _sampler(config: TracingConfig) -> Sampler:
+    match config.sampling_strategy:
+        case "always_on":
+            return ParentBased(ALWAYS_ON)
+        case "always_off":
+            return ParentBased(ALWAYS_OFF)
+        case "ratio":
+            return ParentBased(TraceIdRatioBased(config.sampling_ratio))
+
+
+def _resource(config: TracingConfig) -> Resource:
+    hostname = socket.gethostname()
+    attributes: dict[str, AttributeValue] = {
+        **dict(config.resource_attributes),
+        names.SERVICE_NAME: config.service_name,
+        names.SERVICE_INSTANCE_ID: f"{os.getpid()}@{hostname}",
+    }
+    if config.service_version:
+        attributes[names.SERVICE_VERSION] = config.service_version
+    if config.environment:
+        attributes[names.DEPLOYMENT_ENVIRONMENT] = config.environment
+    return Resource.create(attributes)
+
+
+def _exception_event(error: SpanError, at: int) -> Event:
+    return Event(
+        names.EXCEPTION_EVENT,
+        {
+            names.EXCEPTION_TYPE: error.type,
+            names.EXCEPTION_MESSAGE: error.message,
+            names.EXCEPTION_STACKTRACE: error.traceback,
+        },
+        at,
+    )
+
+
+def _nanoseconds(moment: datetime) -> int:
+    # In integers: a float of seconds has no room for the microseconds of this century.
+    return (moment - _EPOCH) // _MICROSECOND * 1000
+
+
+def _sum(one: OutletStats, other: OutletStats) -> OutletStats:
+    return OutletStats(
+        exported=one.exported + other.exported,
+        dropped=one.dropped + other.dropped,
+        failed=one.failed + other.failed,
+        queued=one.queued + other.queued,
+    )
+
+
+_process = _Process()
+_provider = _Provider()
+os.register_at_fork(after_in_child=_process.forked)
