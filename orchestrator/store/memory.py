@@ -1,0 +1,263 @@
+"""The store in memory: the reference for the others, and fast enough to simulate with."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from threading import RLock
+
+import msgspec
+from typing_extensions import override
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded
+from orchestrator.core.state import Status
+from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store
+from orchestrator.store import rows
+from orchestrator.store.definitions import check_same
+from shared.messages import Command
+
+
+class _Saga(msgspec.Struct):
+    """A saga as JSON, so that nobody shares a dict with the store and every value is read back."""
+
+    row: SagaRow
+    state: str
+    history: list[tuple[int, datetime, str]]
+    commands: dict[str, str]
+
+
+class _Unpublished(msgspec.Struct):
+    handed_out_at: datetime
+    command: str
+
+
+class MemoryStore(Store):
+    """Sagas in dictionaries under one lock.
+
+    Args:
+        before_commit: Called by `commit` before anything is changed; what it raises ends the call
+            with nothing committed.
+        after_commit: Called when all is committed; what it raises leaves the caller not knowing.
+    """
+
+    def __init__(
+        self,
+        *,
+        before_commit: Callable[[], None] | None = None,
+        after_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self._lock = RLock()
+        self._before_commit = before_commit
+        self._after_commit = after_commit
+        self._sagas: dict[str, _Saga] = {}
+        self._keys: dict[tuple[str, str | None], str] = {}
+        self._outbox: dict[str, _Unpublished] = {}
+        self._definitions: dict[tuple[str, int], str] = {}
+        self._dead_letters: list[DeadLetter] = []
+
+    @override
+    def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
+        with self._lock:
+            return {id_: _row(self._sagas[id_]) for id_ in set(saga_ids) & self._sagas.keys()}
+
+    @override
+    def find_by_key(self, name: str, key: str) -> SagaRow | None:
+        with self._lock:
+            saga_id = self._keys.get((name, key))
+            return _row(self._sagas[saga_id]) if saga_id else None
+
+    @override
+    def find_by_trace(self, trace_id: str) -> list[SagaSummary]:
+        with self._lock:
+            found = [_summary(saga.row) for saga in self._sagas.values()]
+        return sorted((one for one in found if one.trace_id == trace_id), key=_age)
+
+    @override
+    def commit(
+        self,
+        changes: Sequence[Change],
+        *,
+        published: Collection[str] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        traced: Collection[str] = (),
+    ) -> frozenset[str]:
+        with self._lock:
+            if self._before_commit:
+                self._before_commit()
+            prepared = [(change, _prepared(change)) for change in changes]
+            for saga_id in traced:
+                if saga := self._sagas.get(saga_id):
+                    saga.row = msgspec.structs.replace(saga.row, trace_due_at=None)
+            conflicts = {
+                change.row.saga_id for change, saga in prepared if not self._apply(change, saga)
+            }
+            for command_id in published:
+                self._outbox.pop(command_id, None)
+            for number, letter in enumerate(dead_letters, len(self._dead_letters) + 1):
+                numbered = msgspec.structs.replace(letter, dead_letter_id=number)
+                self._dead_letters.append(rows.printable(numbered))
+            if self._after_commit:
+                self._after_commit()
+            return frozenset(conflicts)
+
+    @override
+    def due(self, now: datetime, limit: int) -> list[str]:
+        with self._lock:
+            waiting = [
+                (saga.row.wake_at, id_)
+                for id_, saga in self._sagas.items()
+                if saga.row.wake_at and saga.row.wake_at <= now
+            ]
+        return [id_ for _, id_ in sorted(waiting)[:limit]]
+
+    @override
+    def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
+        with self._lock:
+            old = sorted(
+                (item.handed_out_at, id_)
+                for id_, item in self._outbox.items()
+                if item.handed_out_at < before
+            )
+            claimed = [self._outbox[id_] for _, id_ in old[:limit]]
+            for item in claimed:
+                item.handed_out_at = now
+            return [rows.command_from(item.command) for item in claimed]
+
+    @override
+    def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
+        with self._lock:
+            waiting = sorted(
+                (saga.row.trace_due_at, id_)
+                for id_, saga in self._sagas.items()
+                if saga.row.trace_due_at and saga.row.trace_due_at <= now
+            )
+            claimed = [id_ for _, id_ in waiting[:limit]]
+            for id_ in claimed:
+                saga = self._sagas[id_]
+                saga.row = msgspec.structs.replace(saga.row, trace_due_at=until)
+            return claimed
+
+    @override
+    def history(self, saga_ids: Collection[str]) -> dict[str, list[Recorded]]:
+        with self._lock:
+            return {
+                id_: [
+                    Recorded(sequence=sequence, at=at, event=rows.event_from(event))
+                    for sequence, at, event in self._sagas[id_].history
+                ]
+                for id_ in set(saga_ids) & self._sagas.keys()
+            }
+
+    @override
+    def list_sagas(
+        self,
+        *,
+        statuses: Collection[Status] = (),
+        name: str | None = None,
+        key: str | None = None,
+        limit: int = 50,
+    ) -> list[SagaSummary]:
+        with self._lock:
+            found = [_summary(saga.row) for saga in self._sagas.values()]
+        chosen = [
+            one
+            for one in found
+            if (not statuses or one.status in statuses)
+            and (name is None or one.name == name)
+            and (key is None or one.key == key)
+        ]
+        return sorted(chosen, key=_age, reverse=True)[:limit]
+
+    @override
+    def count_by_status(self) -> dict[Status, int]:
+        with self._lock:
+            return dict(Counter(saga.row.state.status for saga in self._sagas.values()))
+
+    @override
+    def put_definition(self, definition: Definition, now: datetime) -> None:
+        with self._lock:
+            identity = definition.name, definition.version
+            check_same(
+                self._definitions.setdefault(identity, rows.to_json(definition)), definition
+            )
+
+    @override
+    def definition(self, name: str, version: int) -> Definition | None:
+        with self._lock:
+            stored = self._definitions.get((name, version))
+        return rows.definition_from(stored) if stored else None
+
+    @override
+    def definitions(self) -> list[Definition]:
+        with self._lock:
+            return [
+                rows.definition_from(stored) for _, stored in sorted(self._definitions.items())
+            ]
+
+    @override
+    def dead_letters(self, limit: int = 50) -> list[DeadLetter]:
+        with self._lock:
+            return self._dead_letters[::-1][:limit]
+
+    @override
+    def outbox_size(self) -> int:
+        with self._lock:
+            return len(self._outbox)
+
+    @override
+    def check(self) -> None:
+        """Nothing can be wrong."""
+
+    @override
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _apply(self, change: Change, after: _Saga) -> bool:
+        """Apply one change; False if someone else has changed the saga."""
+        row, state = change.row, change.row.state
+        before = self._sagas.get(row.saga_id)
+        if change.expected_sequence != (before.row.sequence if before else 0):
+            return False
+        identity = state.name, state.key
+        if state.key is not None and self._keys.setdefault(identity, row.saga_id) != row.saga_id:
+            return False
+        if before:
+            after.history = [*before.history, *after.history]
+        self._sagas[row.saga_id] = after
+        for command_id, command in after.commands.items():
+            self._outbox[command_id] = _Unpublished(row.updated_at, command)
+        return True
+
+
+def _prepared(change: Change) -> _Saga:
+    if not change.expected_sequence:
+        rows.require_storable(change.row.saga_id, "The saga id")
+        rows.require_storable(change.row.state.key, "The business key")
+    return _Saga(
+        row=change.row,
+        state=rows.to_json(change.row.state),
+        history=[(one.sequence, one.at, rows.to_json(one.event)) for one in change.events],
+        commands={command.id: rows.to_json(command) for command in change.commands},
+    )
+
+
+def _row(saga: _Saga) -> SagaRow:
+    return msgspec.structs.replace(saga.row, state=rows.state_from(saga.state))
+
+
+def _summary(row: SagaRow) -> SagaSummary:
+    return SagaSummary(
+        saga_id=row.saga_id,
+        name=row.state.name,
+        version=row.state.version,
+        key=row.state.key,
+        status=row.state.status,
+        trace_id=row.state.trace.trace_id,
+        started_at=row.started_at,
+        updated_at=row.updated_at,
+        wake_at=row.wake_at,
+    )
+
+
+def _age(summary: SagaSummary) -> tuple[datetime, str]:
+    return summary.started_at, summary.saga_id
