@@ -142,6 +142,24 @@ Event = (
 )
 
 
+def tag_of(event: Event) -> str:
+    """The stored name of an event, for example ``step_succeeded``."""
+    return str(type(event).__struct_config__.tag)
+
+
+def about(event: Event) -> tuple[str, Direction, int | None] | None:
+    """Step, direction and attempt that an event is about; None for one about the whole saga."""
+    match event:
+        case StepDispatched() | StepSucceeded() | StepFailed() | StepTimedOut():
+            return event.step, event.direction, event.attempt
+        case StepRejected():
+            return event.step, "action", event.attempt
+        case SagaStuck():
+            return event.step, event.direction, None
+        case _:
+            return None
+
+
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     """An event in its place in a history.
 

@@ -1,0 +1,107 @@
+"""The only place that picks real adapters: settings in, a client or a coordinator out."""
+
+import importlib
+from collections.abc import Iterable
+
+from celery import Celery
+
+from orchestrator.catalog import Catalog
+from orchestrator.client import Client
+from orchestrator.coordinator import Coordinator
+from orchestrator.core.definition import Saga
+from orchestrator.engine import Engine
+from orchestrator.store.sql import SqlStore, open_store
+from orchestrator.tracing import SagaTracing
+from orchestrator.transport.celery import CeleryTransport
+from shared.celery_app import make_app
+from shared.clock import utc_now
+from shared.errors import ConfigurationError
+from shared.names import ORCHESTRATOR_QUEUE
+from shared.settings import Settings
+from shared.telemetry.names import messaging_system
+
+SERVICE = "orchestrator"
+
+
+def load_sagas(modules: Iterable[str]) -> list[Saga]:
+    """Every `Saga` at the top level of these modules.
+
+    Raises:
+        ConfigurationError: A module cannot be imported, or holds no saga.
+    """
+    found: dict[int, Saga] = {}
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigurationError(
+                f"SAGA_DEFINITIONS names the module {name!r}, which cannot be imported: {error}.",
+                hint="It is looked for in the installed packages and in the current folder.",
+            ) from error
+        sagas = {id(value): value for value in vars(module).values() if isinstance(value, Saga)}
+        if not sagas:
+            raise ConfigurationError(
+                f"SAGA_DEFINITIONS names the module {name!r}, which has no Saga at its top level.",
+                hint="Assign each one to a name: PLACE_ORDER = Saga(...).",
+            )
+        found |= sagas
+    return list(found.values())
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The orchestrator's own Celery app."""
+    return make_app(
+        SERVICE, service=SERVICE, settings=settings, default_queue=ORCHESTRATOR_QUEUE
+    )
+
+
+def make_store(settings: Settings) -> SqlStore:
+    """The store; the embedded one is created where it does not exist.
+
+    Raises:
+        UnavailableError: It cannot be reached.
+        ConfigurationError: Its schema is of another version; says how to upgrade.
+    """
+    return open_store(settings.store_url, create=not settings.database_url)
+
+
+def make_engine(settings: Settings, app: Celery | None = None) -> Engine:
+    """An engine on the real store and broker.
+
+    Raises:
+        ConfigurationError: A setting is wrong; names it.
+        DefinitionError: A definition has mistakes.
+        UnavailableError: The store cannot be reached.
+    """
+    catalog = Catalog(load_sagas(settings.definitions))
+    transport = CeleryTransport(app or make_celery(settings), settings=settings)
+    return Engine(
+        store=make_store(settings),
+        transport=transport,
+        catalog=catalog,
+        tracing=SagaTracing(
+            system=messaging_system(settings.celery_broker_url), clock=utc_now
+        ),
+        clock=utc_now,
+        payload_bytes_max=settings.payload_bytes_max,
+    )
+
+
+def make_client(settings: Settings) -> Client:
+    """A client; raises as `make_engine`."""
+    return Client(make_engine(settings))
+
+
+def make_coordinator(settings: Settings, app: Celery | None = None) -> Coordinator:
+    """A coordinator whose definitions are in the store; raises as `make_engine`, and
+
+    Raises:
+        DefinitionChanged: A definition differs from the stored copy of the same version.
+    """
+    engine = make_engine(settings, app)
+    engine.catalog.keep(engine.store, utc_now())
+    return Coordinator(
+        engine,
+        batch_messages_max=settings.batch_messages_max,
+        republish_after=settings.republish_after,
+    )

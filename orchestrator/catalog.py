@@ -1,0 +1,86 @@
+"""The definitions that this process knows: from code for new sagas, from the store for old ones."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from orchestrator.core.definition import Definition, Saga
+from orchestrator.ports import Store
+from shared.errors import DefinitionError, UnknownSaga
+
+
+class Catalog:
+    """Looks definitions up.
+
+    Args:
+        sagas: The definitions in code. Several versions of one name may stand side by side.
+
+    Raises:
+        DefinitionError: Two of them have the same name and version.
+    """
+
+    def __init__(self, sagas: Iterable[Saga]) -> None:
+        self._sagas: dict[str, Saga] = {}
+        self._pinned: dict[tuple[str, int], Definition] = {}
+        self._kept: set[tuple[str, int]] = set()
+        versions: dict[tuple[str, int], Saga] = {}
+        for saga in sagas:
+            other = versions.setdefault((saga.name, saga.version), saga)
+            if other is not saga:
+                raise DefinitionError(
+                    f"Saga {saga.name!r} version {saga.version} is defined twice.",
+                    hint="Give one of them another version or another name.",
+                )
+            newest = self._sagas.get(saga.name)
+            if newest is None or newest.version < saga.version:
+                self._sagas[saga.name] = saga
+        self._versions = versions
+
+    def __iter__(self) -> Iterator[Saga]:
+        """Every definition in code, by name and version."""
+        return iter(saga for _, saga in sorted(self._versions.items(), key=lambda item: item[0]))
+
+    def newest(self, name: str) -> Saga:
+        """The newest version of a saga.
+
+        Raises:
+            UnknownSaga: None has that name; names the nearest ones.
+        """
+        saga = self._sagas.get(name)
+        if saga is None:
+            near = difflib.get_close_matches(name, self._sagas, n=3, cutoff=0.5)
+            known = near or sorted(self._sagas)
+            hint = f"{'Did you mean' if near else 'There are'} {', '.join(known) or 'none'}?"
+            raise UnknownSaga(
+                f"There is no saga named {name!r}.",
+                hint=f"{hint} `saga definitions` lists them; SAGA_DEFINITIONS names their modules.",
+            )
+        return saga
+
+    def keep(self, store: Store, now: datetime, saga: Saga | None = None) -> None:
+        """Write definitions to the store, so that their sagas can finish without this code.
+
+        Args:
+            store: Where to.
+            now: When.
+            saga: Just this one; by default all.
+
+        Raises:
+            DefinitionChanged: One differs from the stored copy of the same version.
+        """
+        for one in [saga] if saga else self._versions.values():
+            identity = (one.name, one.version)
+            if identity not in self._kept:
+                store.put_definition(one.definition, now)
+                self._kept.add(identity)
+                self._pinned[identity] = one.definition
+
+    def pinned(self, store: Store, name: str, version: int) -> Definition | None:
+        """The definition that a saga started with, from the store."""
+        identity = (name, version)
+        if identity not in self._pinned:
+            stored = store.definition(name, version)
+            if stored is None:
+                return None
+            self._pinned[identity] = stored
+        return self._pinned[identity]

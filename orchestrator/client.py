@@ -1,0 +1,163 @@
+"""Starts, cancels and reads sagas, from any process that reaches the store.
+
+A start is durable when the call returns: it goes through the same engine as everything else, so no
+orchestrator needs to be up.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.state import Status
+from orchestrator.engine import Engine, Started
+from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
+from orchestrator.views import SagaView, outcome_of, saga_view
+from shared.clock import monotonic, pause
+from shared.errors import UnknownSaga
+from shared.messages import StartRequest
+
+_POLL_FIRST_S = 0.005
+_POLL_MAX_S = 0.2
+
+
+class Client:
+    """What programs and the `saga` command use.
+
+    Args:
+        engine: Made by `orchestrator.bootstrap`. Not for use by several threads at once.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._store = engine.store
+
+    def start(  # noqa: PLR0913 - name and input, the rest is optional and named
+        self,
+        name: str,
+        input: Mapping[str, Any],  # noqa: A002 - the field's name everywhere
+        *,
+        key: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str = "",
+    ) -> Started:
+        """Start a saga. Durable when this returns.
+
+        Args:
+            name: Saga name; its newest version is started.
+            input: Fields of the input type, as JSON values.
+            key: Business key: a second start with the same name and key gives the first saga.
+            traceparent: Trace of the caller, continued.
+            tracestate: Of the caller.
+
+        Raises:
+            UnknownSaga: No definition of that name; names the nearest ones.
+            InputError: The input does not fit, or is too large; nothing was stored.
+            KeyConflict: The key belongs to a saga with other input; nothing was stored.
+            UnavailableError: The store cannot be reached.
+        """
+        request = StartRequest(
+            name=name,
+            input=dict(input),
+            key=key,
+            traceparent=traceparent,
+            tracestate=tracestate,
+        )
+        return self.start_many([request])[0]
+
+    def start_many(self, requests: Sequence[StartRequest]) -> list[Started]:
+        """Start several sagas in one transaction; as `start`."""
+        started = self._engine.start(requests)
+        self._engine.settle()
+        return started
+
+    def cancel(self, saga_id: str, *, reason: str, by: str = "") -> SagaRow:
+        """Ask that a saga be undone; it lets the steps in flight end, then compensates.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+            NotAllowed: It is past its pivot, or has ended.
+        """
+        row = self._engine.cancel(saga_id, reason=reason, by=by)
+        self._engine.settle()
+        return row
+
+    def row(self, saga_id: str) -> SagaRow:
+        """A saga as it is stored.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+        """
+        row = self._store.load([saga_id]).get(saga_id)
+        if row is None:
+            raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
+        return row
+
+    def view(self, saga_id: str) -> SagaView:
+        """A saga with its steps and its time line.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+        """
+        row = self.row(saga_id)
+        definition = self._engine.definition_of(row)
+        return saga_view(definition, row, self._store.history([saga_id])[saga_id])
+
+    def wait(
+        self,
+        saga_id: str,
+        timeout: timedelta | None = None,
+        on_change: Callable[[SagaRow], None] | None = None,
+    ) -> SagaRow:
+        """Wait until a saga has ended or got stuck.
+
+        Args:
+            saga_id: Which.
+            timeout: None waits without end.
+            on_change: Called with each new state that is seen.
+
+        Returns:
+            The saga as it was when the wait ended; it may still be moving after a timeout.
+        """
+        deadline = None if timeout is None else monotonic() + timeout.total_seconds()
+        seen, pause_s = 0, _POLL_FIRST_S
+        while True:
+            row = self.row(saga_id)
+            if row.sequence != seen:
+                seen, pause_s = row.sequence, _POLL_FIRST_S
+                if on_change:
+                    on_change(row)
+            left = None if deadline is None else deadline - monotonic()
+            if outcome_of(row.state.status) or (left is not None and left <= 0):
+                return row
+            pause(pause_s if left is None else min(pause_s, left))
+            pause_s = min(pause_s * 1.5, _POLL_MAX_S)
+
+    def list(
+        self,
+        *,
+        statuses: Collection[Status] = (),
+        name: str | None = None,
+        key: str | None = None,
+        limit: int = 50,
+    ) -> Sequence[SagaSummary]:
+        """Sagas, newest first; an empty `statuses` means all."""
+        return self._store.list_sagas(statuses=statuses, name=name, key=key, limit=limit)
+
+    def by_trace(self, trace_id: str) -> Sequence[SagaSummary]:
+        """Sagas of a trace, oldest first."""
+        return self._store.find_by_trace(trace_id)
+
+    def definitions(self) -> Sequence[Definition]:
+        """Definitions in the store and in code, by name and version."""
+        stored = {(one.name, one.version): one for one in self._store.definitions()}
+        in_code = {(saga.name, saga.version): saga.definition for saga in self._engine.catalog}
+        return [one for _, one in sorted({**in_code, **stored}.items())]
+
+    def dead_letters(self, limit: int = 50) -> Sequence[DeadLetter]:
+        """Messages that nobody could act on, newest first."""
+        return self._store.dead_letters(limit)
+
+    def close(self) -> None:
+        """Give connections back."""
+        self._engine.close()

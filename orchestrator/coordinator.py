@@ -1,0 +1,152 @@
+"""The loop that feeds the engine: messages, due timers, and what a crash left behind.
+
+It blocks for the first message and then takes what is already there: under load the batches grow
+by themselves, and no timer adds latency. Broker and store may each be away: the loop says so once,
+waits with back-off, goes on with the other where it can, and says when it is back.
+"""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from orchestrator.engine import Engine
+from orchestrator.ports import Delivery
+from shared import faults
+from shared.backoff import Backoff, delay
+from shared.clock import monotonic
+from shared.errors import UnavailableError
+
+TIMER_INTERVAL: Final = timedelta(milliseconds=200)
+SETTLE_INTERVAL: Final = timedelta(seconds=1)
+SWEEP_INTERVAL: Final = timedelta(seconds=1)
+RETRACE_INTERVAL: Final = timedelta(seconds=5)
+TIMERS_MAX: Final = 200
+SWEEP_MAX: Final = 500
+
+RECONNECT: Final = Backoff(wait_first=timedelta(milliseconds=100), wait_max=timedelta(seconds=5))
+
+log = structlog.get_logger(__name__)
+
+
+class Coordinator:
+    """Runs an engine until it is told to stop.
+
+    Args:
+        engine: What to run. The coordinator is its only user in this process.
+        batch_messages_max: Most messages that one transaction takes.
+        republish_after: Age at which an outbox row counts as left behind.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        batch_messages_max: int = 200,
+        republish_after: timedelta = timedelta(seconds=5),
+    ) -> None:
+        self._engine = engine
+        self._batch_messages_max = batch_messages_max
+        self._stopping = threading.Event()
+        self._broker = _Dependency("broker", self._stopping)
+        self._store = _Dependency("store", self._stopping)
+        self._chores = (
+            _Chore(TIMER_INTERVAL, lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX),
+            _Chore(SETTLE_INTERVAL, engine.settle),
+            _Chore(
+                SWEEP_INTERVAL,
+                lambda: engine.republish(republish_after, SWEEP_MAX) == SWEEP_MAX,
+            ),
+            _Chore(RETRACE_INTERVAL, lambda: engine.retrace(SWEEP_MAX) == SWEEP_MAX),
+        )
+
+    def run(self) -> None:
+        """Work until `stop`; an error other than a broker or store that is away ends it."""
+        log.info("coordinator.started")
+        while not self._stopping.is_set():
+            deliveries = self._receive()
+            if deliveries:
+                self._handle(deliveries)
+            for chore in self._chores:
+                if chore.due() and not self._stopping.is_set():
+                    self._store.attempt(chore.run)
+        self._store.attempt(self._engine.settle)
+        log.info("coordinator.stopped")
+
+    def stop(self) -> None:
+        """Make `run` return after the batch in hand. Never raises, from any thread."""
+        self._stopping.set()
+        self._engine.transport.interrupt()
+
+    def _receive(self) -> list[Delivery]:
+        received: list[Delivery] = []
+        until_timers = min(chore.remaining() for chore in self._chores)
+
+        def receive() -> None:
+            received.extend(self._engine.transport.receive(self._batch_messages_max, until_timers))
+
+        self._broker.attempt(receive)
+        return received
+
+    def _handle(self, deliveries: list[Delivery]) -> None:
+        # They are not acknowledged yet: if the store stays away and we die, they come again.
+        while not self._store.attempt(lambda: self._engine.handle(deliveries)):
+            if self._stopping.is_set():
+                return
+        faults.reach("orchestrator:after-publish-before-ack")
+        self._broker.attempt(lambda: self._engine.transport.acknowledge(deliveries))
+
+
+class _Chore:
+    """Something to do now and then; at once again when there was more than it took."""
+
+    def __init__(self, interval: timedelta, work: "Callable[[], bool | None]") -> None:
+        self._interval_s = interval.total_seconds()
+        self._work = work
+        self._next = monotonic()
+
+    def remaining(self) -> float:
+        return max(0.0, self._next - monotonic())
+
+    def due(self) -> bool:
+        return monotonic() >= self._next
+
+    def run(self) -> None:
+        self._next = monotonic() + self._interval_s
+        if self._work():
+            self._next = monotonic()
+
+
+class _Dependency:
+    """Broker or store: says once that it is away, and once that it is back."""
+
+    def __init__(self, name: str, stopping: threading.Event) -> None:
+        self._name = name
+        self._stopping = stopping
+        self._failures = 0
+        self._away_since = 0.0
+
+    def attempt(self, work: Callable[[], object]) -> bool:
+        """Do something; after a failure wait, longer each time. Returns whether it worked."""
+        try:
+            work()
+        except UnavailableError as error:
+            if not self._failures:
+                self._away_since = monotonic()
+                log.error("dependency.unavailable", dependency=self._name, error=str(error))  # noqa: TRY400 - expected, and told in one line
+            self._failures += 1
+            wait = delay(RECONNECT, self._failures, self._name)
+            self._stopping.wait(wait.total_seconds())
+            return False
+        if self._failures:
+            away = round(monotonic() - self._away_since, 1)
+            log.warning(
+                "dependency.recovered",
+                dependency=self._name,
+                away_seconds=away,
+                attempts=self._failures,
+            )
+            self._failures = 0
+        return True

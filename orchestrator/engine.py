@@ -1,0 +1,415 @@
+"""The imperative shell: load, decide, commit with the expected version, hand the commands over.
+
+The only caller of the functional core. Everything goes through here: replies and timers from the
+coordinator, starts and cancels from a client in any process.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final, assert_never
+
+import msgspec
+import structlog
+
+from orchestrator import journal
+from orchestrator.catalog import Catalog
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded
+from orchestrator.core.machine import Cancel, Decision, Message, Start, Tick, decide, why_not
+from orchestrator.ports import Change, DeadLetter, Delivery, SagaRow, Store, Transport
+from orchestrator.tracing import SagaTracing
+from shared import codec, faults
+from shared.clock import Clock
+from shared.errors import (
+    ConfigurationError,
+    KeyConflict,
+    NotAllowed,
+    SagaError,
+    UnavailableError,
+    UnknownSaga,
+)
+from shared.ids import new_saga_id
+from shared.messages import (
+    CancelRequest,
+    Command,
+    Failed,
+    Failure,
+    Reply,
+    StartRequest,
+    Succeeded,
+    Undecodable,
+)
+
+CONFLICTS_MAX: Final = 50
+"""Times a change is decided anew because somebody else was faster, until something is wrong."""
+
+TRACE_RETRY: Final = timedelta(seconds=30)
+"""How long an export of spans may take until it counts as lost."""
+
+log = structlog.get_logger(__name__)
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A message for a saga.
+
+    Attributes:
+        delivery: How it came, when it came through the queue: if it is refused it goes to the
+            dead letters.
+        definition: Of a saga that this message begins.
+    """
+
+    saga_id: str
+    message: Message
+    delivery: Delivery | None = None
+    definition: Definition | None = None
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a start.
+
+    Attributes:
+        row: The saga, durable.
+        created: False when its business key had been started before.
+        published: False when the broker could not be reached: an orchestrator sends its first
+            commands as soon as it can.
+    """
+
+    row: SagaRow
+    created: bool
+    published: bool = True
+
+
+class Engine:
+    """Advances sagas.
+
+    Args:
+        store: Where they are kept.
+        transport: Takes their commands.
+        catalog: Knows their definitions.
+        tracing: Makes their spans.
+        clock: Tells the time.
+        payload_bytes_max: Largest input and largest output, as JSON.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        transport: Transport,
+        catalog: Catalog,
+        tracing: SagaTracing,
+        clock: Clock,
+        payload_bytes_max: int = codec.PAYLOAD_BYTES_MAX_DEFAULT,
+    ) -> None:
+        self.store = store
+        self.transport = transport
+        self.catalog = catalog
+        self._tracing = tracing
+        self._clock = clock
+        self._payload_bytes_max = payload_bytes_max
+        self._published: set[str] = set()
+
+    # Starts and cancels, from a client ------------------------------------------------------
+
+    def start(self, requests: Sequence[StartRequest]) -> list[Started]:
+        """Start sagas, all in one transaction. Durable when this returns.
+
+        Args:
+            requests: What to start; a business key at most once.
+
+        Returns:
+            For each request its saga: a new one, or the one that its key names.
+
+        Raises:
+            UnknownSaga: No definition of that name.
+            InputError: The input does not fit, or is too large. Nothing was stored.
+            KeyConflict: The key belongs to a saga with other input. Nothing was stored.
+        """
+        asked = [self._start_asked(request) for request in requests]
+        found = [self._by_key(one) for one in asked]
+        new = [one for one, row in zip(asked, found, strict=True) if row is None]
+        changed, published = self._advance(new)
+        started = []
+        for one, row in zip(asked, found, strict=True):
+            # Where it is neither found nor changed, somebody else was faster with id or key.
+            mine = row or changed.get(one.saga_id) or self._twin(one)
+            created = one.saga_id in changed
+            if created:
+                self._tracing.started(mine)
+            started.append(Started(row=mine, created=created, published=published))
+        return started
+
+    def cancel(self, saga_id: str, *, reason: str, by: str) -> SagaRow:
+        """Ask that a saga be undone. It is a stored fact when this returns.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+            NotAllowed: It is past its pivot, or has ended.
+        """
+        row = self.store.load([saga_id]).get(saga_id)
+        if row is None:
+            raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
+        message = Cancel(reason=reason, by=by)
+        refused = why_not(self.definition_of(row), row.state, message)
+        if refused:
+            raise NotAllowed(f"Saga {saga_id} cannot be cancelled. {refused}", saga_id=saga_id)
+        changed, _ = self._advance([Asked(saga_id=saga_id, message=message)])
+        return changed.get(saga_id, row)
+
+    # Messages and timers, from the coordinator ----------------------------------------------
+
+    def handle(self, deliveries: Sequence[Delivery]) -> None:
+        """Act on a batch of messages in one transaction.
+
+        When this returns, what follows from them is committed, and they can be acknowledged.
+        """
+        work: list[Asked] = []
+        letters: list[DeadLetter] = []
+        for delivery in deliveries:
+            match delivery.message:
+                case Reply() as reply:
+                    message: Message = self._checked(reply, delivery)
+                    work.append(Asked(saga_id=reply.saga_id, message=message, delivery=delivery))
+                case CancelRequest(saga_id=saga_id, reason=reason, by=by):
+                    message = Cancel(reason=reason, by=by)
+                    work.append(Asked(saga_id=saga_id, message=message, delivery=delivery))
+                case StartRequest() as request:
+                    letters += self._start_or_letter(request, delivery)
+                case Undecodable(reason=reason):
+                    letters.append(self._letter(reason, delivery))
+                case _:
+                    assert_never(delivery.message)
+        self._advance(work, letters)
+
+    def tick(self, limit: int) -> int:
+        """Wake the sagas whose timers are due; returns how many there were, `limit` at most."""
+        due = self.store.due(self._clock(), limit)
+        self._advance([Asked(saga_id=saga_id, message=Tick()) for saga_id in due])
+        return len(due)
+
+    def settle(self) -> None:
+        """Delete outbox rows that were published, and note spans that were exported."""
+        traced = self._tracing.take_exported()
+        if self._published or traced:
+            published, self._published = self._published, set()
+            self.store.commit((), published=published, traced=traced)
+
+    def republish(self, older_than: timedelta, limit: int) -> int:
+        """Send commands that a crash left in the outbox; returns how many."""
+        now = self._clock()
+        commands = self.store.claim_unpublished(now - older_than, now, limit)
+        if commands:
+            log.warning("outbox.republished", commands=len(commands))
+            self._publish(commands)
+        return len(commands)
+
+    def retrace(self, limit: int) -> int:
+        """Export spans anew whose export was never confirmed; returns of how many sagas."""
+        now = self._clock()
+        saga_ids = self.store.claim_untraced(now, now + TRACE_RETRY, limit)
+        rows = self.store.load(saga_ids)
+        self._trace(list(rows.values()))
+        given_up = [one for one, row in rows.items() if self._tracing.gives_up(row, now)]
+        if given_up:
+            self.store.commit((), traced=given_up)
+        return len(saga_ids)
+
+    def definition_of(self, row: SagaRow) -> Definition:
+        """The definition that a saga started with.
+
+        Raises:
+            ConfigurationError: The store has lost it.
+        """
+        state = row.state
+        definition = self.catalog.pinned(self.store, state.name, state.version)
+        if definition is None:
+            raise ConfigurationError(
+                f"The store has saga {state.saga_id}, but not its definition {state.name!r} "
+                f"version {state.version}.",
+                hint="Restore the table saga_definition, or put that version back into the code.",
+            )
+        return definition
+
+    def close(self) -> None:
+        """Give connections back."""
+        self._tracing.close()
+        self.transport.close()
+        self.store.close()
+
+    # Load, decide, commit, publish ----------------------------------------------------------
+
+    def _advance(
+        self, work: Sequence[Asked], letters: Sequence[DeadLetter] = ()
+    ) -> tuple[dict[str, SagaRow], bool]:
+        """Decide and commit until nobody else was faster.
+
+        Returns:
+            The sagas that changed, and whether their commands reached the broker.
+        """
+        changed: dict[str, SagaRow] = {}
+        published = True
+        for _ in range(CONFLICTS_MAX):
+            if not (work or letters):
+                return changed, published
+            batch = _Batch(self._clock(), self.store.load({one.saga_id for one in work}))
+            refused = [letter for one in work if (letter := self._decide(batch, one))]
+            conflicts = self._commit(batch, [*letters, *refused])
+            committed = [one for one in batch.changes() if one.row.saga_id not in conflicts]
+            published &= self._publish([it for one in committed for it in one.commands])
+            self._trace([one.row for one in committed if one.row.trace_due_at])
+            changed |= {one.row.saga_id: one.row for one in committed}
+            # A new saga that lost against its twin is not tried again: the caller looks it up.
+            work = [one for one in work if one.saga_id in conflicts and not one.definition]
+            letters = ()
+        raise UnavailableError(f"{CONFLICTS_MAX} conflicts in a row on saga {work[0].saga_id}.")
+
+    def _decide(self, batch: "_Batch", asked: Asked) -> DeadLetter | None:
+        """Add a message's consequences to a batch; a refused one becomes a dead letter."""
+        row = batch.rows.get(asked.saga_id)
+        definition = self.definition_of(row) if row else asked.definition
+        if definition is None:
+            return self._refuse(f"There is no saga {asked.saga_id!r}.", asked)
+        decision = decide(definition, row.state if row else None, asked.message, batch.now)
+        if decision.refused:
+            return self._refuse(decision.refused, asked)
+        if decision.state and decision.events:
+            exported = self._tracing.is_milestone(decision.state, decision.events)
+            batch.add(row, decision, batch.now + TRACE_RETRY if exported else None)
+        return None
+
+    def _refuse(self, reason: str, asked: Asked) -> DeadLetter | None:
+        return self._letter(reason, asked.delivery) if asked.delivery else None
+
+    def _commit(self, batch: "_Batch", letters: Sequence[DeadLetter]) -> frozenset[str]:
+        """Commit a batch; returns the sagas that somebody else has changed."""
+        changes = batch.changes()
+        if not (changes or letters):
+            return frozenset()
+        published, self._published = self._published, set()
+        try:
+            conflicts = self.store.commit(changes, published=published, dead_letters=letters)
+        except UnavailableError:
+            self._published |= published
+            raise
+        journal.narrate([one for one in changes if one.row.saga_id not in conflicts], letters)
+        return conflicts
+
+    def _publish(self, commands: Sequence[Command]) -> bool:
+        if not commands:
+            return True
+        faults.reach("orchestrator:after-commit-before-publish")
+        begun_at = self._clock()
+        try:
+            self.transport.publish(commands)
+        except UnavailableError as error:
+            # They stay in the outbox: whoever sweeps it next sends them.
+            log.warning("outbox.publish_failed", commands=len(commands), error=str(error))
+            return False
+        ids = [command.id for command in commands]
+        self._tracing.published(ids, begun_at, self._clock())
+        self._published.update(ids)
+        return True
+
+    def _trace(self, rows: Sequence[SagaRow]) -> None:
+        """Export the spans of sagas that came to an end, or got stuck."""
+        if rows:
+            histories = self.store.history([row.saga_id for row in rows])
+            for row in rows:
+                self._tracing.ended(self.definition_of(row), row, histories[row.saga_id])
+
+    # Small parts ----------------------------------------------------------------------------
+
+    def _start_asked(self, request: StartRequest) -> Asked:
+        saga = self.catalog.newest(request.name)
+        checked = saga.check_input(request.input)
+        codec.check_size(checked, self._payload_bytes_max, f"The input of {request.name!r}")
+        self.catalog.keep(self.store, self._clock(), saga)
+        saga_id = request.saga_id or new_saga_id()
+        trace = self._tracing.begin(request.name, request.traceparent, request.tracestate)
+        message = Start(saga_id=saga_id, input=checked, key=request.key, trace=trace)
+        return Asked(saga_id=saga_id, message=message, definition=saga.definition)
+
+    def _by_key(self, asked: Asked) -> SagaRow | None:
+        start, definition = asked.message, asked.definition
+        if not isinstance(start, Start) or start.key is None or definition is None:
+            return None
+        row = self.store.find_by_key(definition.name, start.key)
+        if row and row.state.input != start.input:
+            raise KeyConflict(
+                f"The key {start.key!r} of saga {definition.name!r} belongs to {row.saga_id}, "
+                "which was started with other input.",
+                hint="Use another key, or the same input. Nothing was started.",
+                saga_id=row.saga_id,
+            )
+        return row
+
+    def _twin(self, asked: Asked) -> SagaRow:
+        row = self.store.load([asked.saga_id]).get(asked.saga_id) or self._by_key(asked)
+        if row is None:
+            raise UnavailableError(f"Saga {asked.saga_id} was neither stored nor found.")
+        return row
+
+    def _start_or_letter(self, request: StartRequest, delivery: Delivery) -> list[DeadLetter]:
+        try:
+            self.start([request])
+        except UnavailableError:
+            raise
+        except SagaError as error:
+            return [self._letter(str(error), delivery)]
+        return []
+
+    def _checked(self, reply: Reply, delivery: Delivery) -> Reply:
+        """A reply whose output is over the limit counts as a failure: it cannot be passed on."""
+        if isinstance(reply.outcome, Succeeded) and len(delivery.body) > self._payload_bytes_max:
+            message = f"the reply is {len(delivery.body)} bytes; SAGA_PAYLOAD_BYTES_MAX limits it"
+            failure = Failure(kind="ResultTooLarge", message=message, retryable=False)
+            return msgspec.structs.replace(reply, outcome=Failed(failure=failure))
+        return reply
+
+    def _letter(self, reason: str, delivery: Delivery) -> DeadLetter:
+        saga_id = getattr(delivery.message, "saga_id", None)
+        return DeadLetter(
+            reason=reason,
+            task=delivery.task,
+            saga_id=saga_id,
+            body=delivery.body,
+            at=self._clock(),
+        )
+
+
+class _Batch:
+    """Changes that will be one transaction: several messages may be about the same saga."""
+
+    def __init__(self, now: datetime, rows: dict[str, SagaRow]) -> None:
+        self.now = now
+        self.rows = rows
+        self._changes: dict[str, Change] = {}
+
+    def add(self, row: SagaRow | None, decision: Decision, trace_due_at: datetime | None) -> None:
+        """Add a decision about a saga whose row before it is `row`."""
+        assert decision.state is not None  # noqa: S101 - the caller has looked
+        saga_id = decision.state.saga_id
+        sequence = row.sequence if row else 0
+        events = tuple(
+            Recorded(sequence=number, at=self.now, event=event)
+            for number, event in enumerate(decision.events, start=sequence + 1)
+        )
+        self.rows[saga_id] = SagaRow(
+            sequence=events[-1].sequence,
+            state=decision.state,
+            wake_at=decision.wake_at,
+            started_at=row.started_at if row else self.now,
+            updated_at=self.now,
+            trace_due_at=trace_due_at or (row.trace_due_at if row else None),
+        )
+        earlier = self._changes.get(saga_id)
+        self._changes[saga_id] = Change(
+            row=self.rows[saga_id],
+            expected_sequence=earlier.expected_sequence if earlier else sequence,
+            events=(earlier.events if earlier else ()) + events,
+            commands=(earlier.commands if earlier else ()) + decision.commands,
+        )
+
+    def changes(self) -> tuple[Change, ...]:
+        """One for each saga that changed."""
+        return tuple(self._changes.values())

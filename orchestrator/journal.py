@@ -1,0 +1,93 @@
+"""The log lines that tell what the orchestrator decided: one for each event, with its trace id."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import structlog
+
+from orchestrator.core.events import (
+    CancelRequested,
+    Event,
+    SagaStarted,
+    SagaStuck,
+    StepDispatched,
+    StepFailed,
+    StepRejected,
+    StepSucceeded,
+    StepTimedOut,
+    about,
+    tag_of,
+)
+from orchestrator.core.state import SagaState
+from orchestrator.ports import Change, DeadLetter
+from orchestrator.projection import step_span_id
+from shared.ids import command_id
+
+log = structlog.get_logger("orchestrator")
+
+_WARNINGS: Final = (StepRejected, StepFailed, StepTimedOut, CancelRequested)
+
+
+def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter] = ()) -> None:
+    """Write what was committed."""
+    for change in changes:
+        state = change.row.state
+        for recorded in change.events:
+            event = recorded.event
+            fields = {**_context(state, event), **_details(event), "status": state.status.value}
+            name = tag_of(event).replace("_", ".", 1)
+            if isinstance(event, SagaStuck):
+                log.error(name, **fields)
+            elif isinstance(event, _WARNINGS):
+                log.warning(name, **fields)
+            else:
+                log.info(name, **fields)
+    for letter in letters:
+        log.error(
+            "message.dead_lettered",
+            reason=letter.reason,
+            task=letter.task,
+            saga_id=letter.saga_id,
+        )
+
+
+def _context(state: SagaState, event: Event) -> dict[str, Any]:
+    context: dict[str, Any] = {
+        "trace_id": state.trace.trace_id,
+        "span_id": state.trace.root_span_id,
+        "saga_id": state.saga_id,
+        "saga_name": state.name,
+    }
+    subject = about(event)
+    if subject is None:
+        return context
+    step, direction, attempt = subject
+    context |= {
+        "span_id": step_span_id(state.saga_id, step, direction),
+        "saga_step": step,
+        "saga_direction": direction,
+    }
+    if attempt is not None:
+        context["saga_attempt"] = attempt
+        context["task_id"] = command_id(state.saga_id, step, direction, attempt)
+    return context
+
+
+def _details(event: Event) -> dict[str, Any]:
+    match event:
+        case SagaStarted(version=version, key=key, deadline_at=deadline_at):
+            return {"saga_version": version, "key": key, "deadline_at": deadline_at}
+        case StepDispatched(due_at=due_at):
+            return {"due_at": due_at}
+        case StepSucceeded(execution=execution):
+            return {"worker": execution.worker if execution else None}
+        case StepRejected(failure=failure):
+            return {"kind": failure.kind, "error": failure.message}
+        case StepFailed(failure=failure, retry_at=retry_at):
+            return {"kind": failure.kind, "error": failure.message, "retry_at": retry_at}
+        case StepTimedOut(retry_at=retry_at):
+            return {"retry_at": retry_at}
+        case CancelRequested(reason=reason, by=by):
+            return {"reason": reason, "by": by}
+        case _:
+            return {}

@@ -1,0 +1,124 @@
+"""One saga, one trace: begins its context, exports its spans, and knows which have arrived.
+
+The context is data, stored with the saga. The spans are projected from the history when the saga
+ends or gets stuck, so that a killed orchestrator takes none with it: until their arrival is
+confirmed, the store remembers that they are due.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Event, Recorded, SagaStuck, Trace
+from orchestrator.core.state import SagaState, Status
+from orchestrator.ports import SagaRow
+from orchestrator.projection import Sent, project, start_span
+from shared.clock import Clock
+from shared.ids import new_span_id, new_trace_id
+from shared.telemetry import names, setup
+from shared.telemetry.propagation import parse_traceparent
+from shared.telemetry.spans import AttributeValue
+
+RETRACE_FOR: Final = timedelta(hours=1)
+"""How long after its end a saga's spans are worth another try, when no collector takes them."""
+
+SENT_MAX: Final = 20_000
+"""Commands whose publishing times are remembered."""
+
+_DONE = frozenset({Status.COMPLETED, Status.RESOLVED})
+
+
+class SagaTracing:
+    """The traces of sagas in this process.
+
+    Args:
+        system: ``messaging.system`` of the broker, for example ``redis``.
+        clock: Tells the time.
+    """
+
+    def __init__(self, *, system: str, clock: Clock) -> None:
+        self._system = system
+        self._clock = clock
+        self._sent: OrderedDict[str, Sent] = OrderedDict()
+        self._awaited: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._exported: set[str] = set()
+        self._lock = threading.Lock()
+        self.close = setup.on_exported(self._arrived)
+
+    def begin(self, saga_name: str, traceparent: str | None, tracestate: str) -> Trace:
+        """Trace context of a new saga: the caller's trace continued, or a new one.
+
+        Args:
+            saga_name: For samplers that are fair between names.
+            traceparent: Of the caller; ignored when it is malformed.
+            tracestate: Of the caller.
+        """
+        del saga_name
+        parent = parse_traceparent(traceparent)
+        trace_id = parent.trace_id if parent else new_trace_id()
+        return Trace(
+            trace_id=trace_id,
+            root_span_id=new_span_id(),
+            parent_span_id=parent.span_id if parent else None,
+            sampled=setup.should_sample(trace_id, parent.sampled if parent else None),
+            tracestate=tracestate if parent else "",
+        )
+
+    def started(self, row: SagaRow) -> None:
+        """Export the span that makes a saga in flight visible."""
+        state = row.state
+        if state.trace.sampled:
+            attributes: dict[str, AttributeValue] = {
+                names.SAGA_ID: state.saga_id,
+                names.SAGA_NAME: state.name,
+                names.SAGA_VERSION: state.version,
+            }
+            setup.emit([start_span(state, row.started_at, self._clock(), attributes)])
+
+    def published(self, commands: Iterable[str], begun_at: datetime, ended_at: datetime) -> None:
+        """Remember when commands were published: the times of their ``send`` spans."""
+        for command in commands:
+            self._sent[command] = (begun_at, ended_at)
+        while len(self._sent) > SENT_MAX:
+            self._sent.popitem(last=False)
+
+    def is_milestone(self, state: SagaState, events: Sequence[Event]) -> bool:
+        """Whether a saga's spans are to be exported after these events.
+
+        They are when it ended or got stuck. Of those that are not sampled only the ones that
+        failed: every failure has a trace.
+        """
+        if not (state.status.final or any(isinstance(event, SagaStuck) for event in events)):
+            return False
+        return state.trace.sampled or state.status not in _DONE
+
+    def ended(self, definition: Definition, row: SagaRow, history: Sequence[Recorded]) -> None:
+        """Export the spans of a saga that ended or got stuck."""
+        spans = project(definition, row.state, history, system=self._system, sent=self._sent)
+        trace = row.state.trace
+        with self._lock:
+            self._awaited[trace.trace_id, trace.root_span_id] = row.saga_id
+            while len(self._awaited) > SENT_MAX:
+                self._awaited.popitem(last=False)
+        # The root goes last: when it has arrived, so have the others.
+        setup.emit([*spans[1:], spans[0]])
+
+    def take_exported(self) -> Collection[str]:
+        """Ids of sagas whose spans have arrived since the last call."""
+        with self._lock:
+            exported, self._exported = self._exported, set()
+            return exported
+
+    def gives_up(self, row: SagaRow, now: datetime) -> bool:
+        """Whether a saga's spans are not worth another try."""
+        return now - row.updated_at > RETRACE_FOR
+
+    def _arrived(self, spans: Sequence[setup.ExportedSpan]) -> None:
+        with self._lock:
+            for span in spans:
+                saga_id = self._awaited.pop((span.trace_id, span.span_id), None)
+                if saga_id is not None:
+                    self._exported.add(saga_id)

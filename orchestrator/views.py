@@ -1,0 +1,259 @@
+"""What people see of a saga: its row and its history, put together for reading."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import (
+    CancelRequested,
+    Event,
+    Recorded,
+    SagaStarted,
+    SagaStuck,
+    StepDispatched,
+    StepFailed,
+    StepRejected,
+    StepSucceeded,
+    StepTimedOut,
+    about,
+    tag_of,
+)
+from orchestrator.core.state import Cause, Phase, SagaState, Status
+from orchestrator.ports import SagaRow
+from shared.ids import Direction
+
+
+class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
+    """The first thing that went wrong.
+
+    Attributes:
+        cause: ``rejected``, ``failed``, ``timed_out``, ``cancelled`` or ``deadline``.
+        step: Where; empty for a cancel or a deadline.
+        kind: What the participant called it.
+    """
+
+    cause: str
+    step: str
+    kind: str
+    message: str
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a step stands."""
+
+    name: str
+    queue: str
+    action: str
+    compensation: str | None
+    phase: Phase
+    attempts: int
+    undo_attempts: int
+    due_at: datetime | None
+    output: Any
+    error: str
+
+
+class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One event.
+
+    Attributes:
+        offset_ms: Since the start of the saga.
+        duration_ms: Since the attempt was dispatched, for the end of an attempt.
+        event: Tag of the event, for example ``step_succeeded``.
+        detail: What else there is to say, in words.
+    """
+
+    sequence: int
+    at: datetime
+    offset_ms: int
+    event: str
+    step: str
+    direction: Direction | None
+    attempt: int | None
+    duration_ms: int | None
+    detail: str
+
+
+class TimerView(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens next if nothing arrives."""
+
+    at: datetime
+    what: str
+
+
+class SagaView(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga.
+
+    Attributes:
+        outcome: The final status, or ``stuck``; None while it moves.
+        error: Why it turned back or got stuck; None for one that completed.
+        duration_ms: From the start to the end, or to the last change so far.
+        next_timer: What happens next if nothing arrives.
+    """
+
+    saga_id: str
+    trace_id: str
+    name: str
+    version: int
+    key: str | None
+    status: Status
+    outcome: Status | None
+    error: ErrorView | None
+    input: dict[str, Any]
+    started_at: datetime
+    updated_at: datetime
+    deadline_at: datetime | None
+    duration_ms: int
+    next_timer: TimerView | None
+    steps: tuple[StepView, ...]
+    timeline: tuple[TimelineEntry, ...]
+
+
+def outcome_of(status: Status) -> Status | None:
+    """How a saga ended; None while it moves by itself."""
+    return status if status.final or status is Status.STUCK else None
+
+
+def saga_view(definition: Definition, row: SagaRow, history: Sequence[Recorded]) -> SagaView:
+    """Put a saga together for reading."""
+    state = row.state
+    return SagaView(
+        saga_id=row.saga_id,
+        trace_id=state.trace.trace_id,
+        name=state.name,
+        version=state.version,
+        key=state.key,
+        status=state.status,
+        outcome=outcome_of(state.status),
+        error=error_view(state),
+        input=state.input,
+        started_at=row.started_at,
+        updated_at=row.updated_at,
+        deadline_at=state.deadline_at,
+        duration_ms=_milliseconds(row.started_at, row.updated_at),
+        next_timer=_next_timer(definition, row),
+        steps=_steps(definition, state),
+        timeline=_timeline(history),
+    )
+
+
+def error_view(state: SagaState) -> ErrorView | None:
+    """Why a saga did not complete; None for one that did, or that nothing has stopped yet."""
+    cause = state.cause
+    if cause is None or state.status is Status.COMPLETED:
+        return None
+    return ErrorView(
+        cause=cause.kind.value,
+        step=cause.step,
+        kind=cause.failure.kind if cause.failure else "",
+        message=(cause.failure.message if cause.failure else "") or _in_words(cause),
+    )
+
+
+def _in_words(cause: Cause) -> str:
+    return {
+        "timed_out": "no reply before the deadline of the step",
+        "deadline": "the saga took longer than its deadline allows",
+        "cancelled": "cancelled without a reason",
+    }.get(cause.kind.value, "")
+
+
+def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
+    return tuple(
+        StepView(
+            name=planned.name,
+            queue=planned.queue,
+            action=planned.action,
+            compensation=planned.undo_task,
+            phase=step.phase,
+            attempts=step.attempt,
+            undo_attempts=step.undo_attempt,
+            due_at=step.due_at,
+            output=step.output,
+            error=f"{step.failure.kind}: {step.failure.message}" if step.failure else "",
+        )
+        for planned in definition.steps
+        for step in [state.step(planned.name)]
+    )
+
+
+def _next_timer(definition: Definition, row: SagaRow) -> TimerView | None:
+    if row.wake_at is None:
+        return None
+    for planned in definition.steps:
+        step = row.state.step(planned.name)
+        if step.due_at == row.wake_at:
+            return TimerView(at=row.wake_at, what=_timer_in_words(planned.name, step.phase))
+    return TimerView(at=row.wake_at, what="deadline of the saga")
+
+
+def _timer_in_words(step: str, phase: Phase) -> str:
+    match phase:
+        case Phase.RETRYING:
+            return f"next attempt of {step}"
+        case Phase.UNDO_RETRYING:
+            return f"next attempt to undo {step}"
+        case Phase.UNDOING:
+            return f"undoing {step} times out"
+        case _:
+            return f"{step} times out"
+
+
+def _timeline(history: Sequence[Recorded]) -> tuple[TimelineEntry, ...]:
+    dispatched: dict[tuple[str, str, int], datetime] = {}
+    entries = []
+    for recorded in history:
+        event = recorded.event
+        step, direction, attempt = about(event) or ("", None, None)
+        duration = None
+        if attempt is not None:
+            key = (step, str(direction), attempt)
+            if isinstance(event, StepDispatched):
+                dispatched[key] = recorded.at
+            elif key in dispatched:
+                duration = _milliseconds(dispatched[key], recorded.at)
+        entries.append(
+            TimelineEntry(
+                sequence=recorded.sequence,
+                at=recorded.at,
+                offset_ms=_milliseconds(history[0].at, recorded.at),
+                event=tag_of(event),
+                step=step,
+                direction=direction,
+                attempt=attempt,
+                duration_ms=duration,
+                detail=_detail(event),
+            )
+        )
+    return tuple(entries)
+
+
+def _detail(event: Event) -> str:
+    match event:
+        case SagaStarted(key=key):
+            return f"key {key}" if key else ""
+        case StepSucceeded(execution=execution):
+            return f"by {execution.worker}" if execution else ""
+        case StepRejected(failure=failure):
+            return f"{failure.kind}: {failure.message}"
+        case StepFailed(failure=failure, retry_at=retry_at):
+            return f"{failure.kind}: {failure.message}{_again(retry_at)}"
+        case StepTimedOut(retry_at=retry_at):
+            return f"no reply{_again(retry_at)}"
+        case CancelRequested(reason=reason, by=by):
+            return f"by {by or 'unknown'}: {reason or 'no reason given'}"
+        case SagaStuck():
+            return "an operator has to decide"
+        case _:
+            return ""
+
+
+def _again(retry_at: datetime | None) -> str:
+    return f"; again at {retry_at:%H:%M:%S}" if retry_at else "; gave up"
+
+
+def _milliseconds(start: datetime, end: datetime) -> int:
+    return round((end - start).total_seconds() * 1000)
