@@ -7,6 +7,7 @@ spans of messaging are named ``{operation} {destination}``.
 from typing import Final
 from urllib.parse import urlsplit
 
+from shared import names as wire
 from shared.ids import Direction
 
 # Attributes of sagas -------------------------------------------------------------------------
@@ -23,6 +24,16 @@ SAGA_STATUS: Final = "saga.status"
 """How a saga ended: ``completed``, ``compensated``, ``stuck``, ``resolved``."""
 SAGA_RECONSTRUCTED: Final = "saga.trace.reconstructed"
 """True on spans that were built from the history of a saga that was not sampled."""
+
+SAGA_ATTRIBUTES: Final = {
+    wire.SAGA_ID: SAGA_ID,
+    wire.SAGA_NAME: SAGA_NAME,
+    wire.SAGA_VERSION: SAGA_VERSION,
+    wire.SAGA_STEP: SAGA_STEP,
+    wire.SAGA_DIRECTION: SAGA_DIRECTION,
+    wire.SAGA_ATTEMPT: SAGA_ATTEMPT,
+}
+"""Which header of a message becomes which attribute."""
 
 # Attributes of messaging ---------------------------------------------------------------------
 

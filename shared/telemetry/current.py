@@ -1,0 +1,42 @@
+"""The span that is current in the running code, for code that did not start it."""
+
+from opentelemetry import trace
+
+from shared.telemetry import names
+from shared.telemetry.spans import AttributeValue, SpanError
+
+
+def set_attributes(attributes: dict[str, AttributeValue]) -> None:
+    """Add attributes to the current span; nothing happens where none is recorded."""
+    trace.get_current_span().set_attributes(attributes)
+
+
+def set_error(error: SpanError) -> None:
+    """Give the current span the status ERROR, ``error.type``, and an exception event.
+
+    For a failure that is a value: no exception leaves the task, so that nothing else records it.
+    """
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    span.set_status(trace.Status(trace.StatusCode.ERROR, error.message or None))
+    span.set_attribute(names.ERROR_TYPE, error.type)
+    if error.traceback:
+        span.add_event(
+            names.EXCEPTION_EVENT,
+            {
+                names.EXCEPTION_TYPE: error.type,
+                names.EXCEPTION_MESSAGE: error.message,
+                names.EXCEPTION_STACKTRACE: error.traceback,
+            },
+        )
+
+
+def error_type(error: BaseException) -> str:
+    """``error.type`` of an exception: its class, with the module unless it is built in."""
+    kind = type(error)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
