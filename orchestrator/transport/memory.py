@@ -1,0 +1,318 @@
+"""A broker in memory that loses, duplicates, delays and reorders, on a seed.
+
+The same seed and the same calls give the same faults. Nothing here sleeps, reads a clock or starts
+a thread: time passes when `MemoryBroker.advance` is called.
+"""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from datetime import timedelta
+from random import Random
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from typing_extensions import override
+
+from orchestrator.ports import Delivery
+from orchestrator.transport.task_message import CONTENT_TYPE, delivery
+from shared import names
+from shared.codec import task_body
+from shared.errors import UnavailableError
+from shared.ids import command_id
+from shared.messages import CancelRequest, Command, Reply, StartRequest
+
+T = TypeVar("T")
+
+
+class Faults(msgspec.Struct, frozen=True, kw_only=True):
+    """How often what goes wrong; each chance is from 0 to 1 and counts for each message.
+
+    Attributes:
+        lose: The message is gone, though its sender was told that all is well.
+        duplicate: It arrives twice.
+        delay: It arrives later, by up to `delay_max`.
+        reorder: It overtakes the messages before it.
+        refuse: The broker is away for one call of `publish` or `receive`; of a refused `publish`
+            a part may have arrived.
+        delay_max: Longest delay.
+    """
+
+    lose: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    reorder: float = 0.0
+    refuse: float = 0.0
+    delay_max: timedelta = timedelta(seconds=60)
+
+
+class Held(msgspec.Struct, frozen=True, Generic[T]):
+    """A message that somebody took and has not settled."""
+
+    receipt: int
+    item: T
+
+
+class _Queue(Generic[T]):
+    """One queue with faults; times are seconds since the broker began."""
+
+    def __init__(self, random: Random, faults: Faults, fired: Counter[str]) -> None:
+        self.faults = faults
+        self._random = random
+        self._fired = fired
+        self._ready: deque[T] = deque()
+        self._later: list[tuple[float, int, T]] = []
+        self._held: dict[int, T] = {}
+        self._number = 0
+
+    def put(self, item: T, now: float) -> None:
+        """Deliver a message, with faults."""
+        if self._fires("lose"):
+            return
+        for _ in range(2 if self._fires("duplicate") else 1):
+            if self._fires("delay"):
+                wait = self._random.uniform(0, self.faults.delay_max.total_seconds())
+                self._number += 1
+                self._later.append((now + wait, self._number, item))
+            elif self._ready and self._fires("reorder"):
+                self._ready.insert(self._random.randrange(len(self._ready)), item)
+            else:
+                self._ready.append(item)
+
+    def take(self, most: int) -> list[Held[T]]:
+        """The oldest messages; they are held until they are settled or given back."""
+        taken = []
+        while self._ready and len(taken) < most:
+            self._number += 1
+            self._held[self._number] = self._ready.popleft()
+            taken.append(Held(self._number, self._held[self._number]))
+        return taken
+
+    def settle(self, receipt: int) -> None:
+        """Forget a message for good; one that went back in between stays in the queue."""
+        self._held.pop(receipt, None)
+
+    def give_back(self) -> None:
+        """Put every held message back to the front, the oldest first."""
+        self._ready.extendleft(reversed(self._held.values()))
+        self._held.clear()
+
+    def due(self, now: float) -> None:
+        """Deliver what was delayed until now."""
+        self._later.sort(key=lambda entry: entry[:2])
+        while self._later and self._later[0][0] <= now:
+            self._ready.append(self._later.pop(0)[2])
+
+    def next_due(self) -> float | None:
+        """When the next delayed message comes."""
+        return min((at for at, _, _ in self._later), default=None)
+
+    def __len__(self) -> int:
+        """Messages that are ready, delayed or held."""
+        return len(self._ready) + len(self._later) + len(self._held)
+
+    def _fires(self, fault: str) -> bool:
+        # Drawn for every message, so that a fault switched off does not shift the others.
+        fires = self._random.random() < getattr(self.faults, fault)
+        if fires:
+            self._fired[fault] += 1
+        return fires
+
+
+class InboundMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A task message on its way to the orchestrator."""
+
+    task: str
+    task_id: str
+    body: bytes
+    content_type: str = CONTENT_TYPE
+    headers: dict[str, Any] = {}
+
+
+class MemoryBroker:
+    """Both queues of a saga: commands to the participants, and messages to the orchestrators.
+
+    Attributes:
+        faults_fired: How often each fault happened.
+        available: While False, every call of a transport raises `UnavailableError`.
+    """
+
+    def __init__(self, random: Random | None = None, faults: Faults | None = None) -> None:
+        """Make an empty broker.
+
+        Args:
+            random: Source of the faults; by default one with a fixed seed.
+            faults: What goes wrong, and how often; by default nothing.
+        """
+        self.faults_fired: Counter[str] = Counter()
+        self.available = True
+        self._random = random or Random(0)
+        self._faults = faults or Faults()
+        self._seconds = 0.0
+        self._commands: _Queue[Command] = self._queue()
+        self._inbound: _Queue[InboundMessage] = self._queue()
+
+    @property
+    def elapsed(self) -> timedelta:
+        """Time since the broker began."""
+        return timedelta(seconds=self._seconds)
+
+    def advance(self, by: timedelta) -> None:
+        """Let time pass: delayed messages arrive."""
+        self._seconds += by.total_seconds()
+        self._commands.due(self._seconds)
+        self._inbound.due(self._seconds)
+
+    def next_arrival(self) -> timedelta | None:
+        """How long until the next delayed message arrives; None when none is under way."""
+        times = [
+            at for at in (self._commands.next_due(), self._inbound.next_due()) if at is not None
+        ]
+        return timedelta(seconds=min(times) - self._seconds) if times else None
+
+    def calm(self) -> None:
+        """No faults from now on; messages that are delayed still come late."""
+        self._faults = self._commands.faults = self._inbound.faults = Faults()
+
+    def __len__(self) -> int:
+        """Messages that are ready, delayed or held, in both directions."""
+        return len(self._commands) + len(self._inbound)
+
+    # The participants' side ------------------------------------------------------------------
+
+    def take_commands(self, most: int = 1_000) -> list[Held[Command]]:
+        """Commands that have arrived; they come back unless they are settled."""
+        return self._commands.take(most)
+
+    def settle_command(self, held: Held[Command]) -> None:
+        """The participant has sent its reply."""
+        self._commands.settle(held.receipt)
+
+    def participants_died(self) -> None:
+        """What participants hold goes back."""
+        self._commands.give_back()
+
+    def send(self, message: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
+        """Send a message to the orchestrators.
+
+        Args:
+            message: What it says.
+            task_id: Its Celery task id; a reply's is derived where it is missing.
+        """
+        match message:
+            case Reply():
+                task = names.REPLY_TASK
+                task_id = task_id or command_id(
+                    message.saga_id, message.step, message.direction, message.attempt
+                )
+            case StartRequest():
+                task = names.START_TASK
+            case CancelRequest():
+                task = names.CANCEL_TASK
+        self.send_raw(InboundMessage(task=task, task_id=task_id, body=task_body(message)))
+
+    def send_raw(self, message: InboundMessage) -> None:
+        """Send anything to the orchestrators."""
+        self._inbound.put(message, self._seconds)
+
+    # The orchestrators' side -----------------------------------------------------------------
+
+    def check_available(self) -> None:
+        """Be away, when it is time for that.
+
+        Raises:
+            UnavailableError: The broker is away for this call.
+        """
+        refused = self._random.random() < self._faults.refuse
+        if refused:
+            self.faults_fired["refuse"] += 1
+        if refused or not self.available:
+            raise UnavailableError("The broker in memory cannot be used: it is away.")
+
+    def put_command(self, command: Command) -> None:
+        """Deliver a command."""
+        self._commands.put(command, self._seconds)
+
+    def put_some(self, commands: Sequence[Command]) -> None:
+        """Deliver the first few of them, as a broker does that dies in the middle."""
+        for command in commands[: self._random.randint(0, len(commands))]:
+            self.put_command(command)
+
+    def take_inbound(self, most: int) -> list[Held[InboundMessage]]:
+        """Messages for an orchestrator; they come back unless they are settled."""
+        return self._inbound.take(most)
+
+    def settle_inbound(self, receipt: int) -> None:
+        """An orchestrator has committed what the message asked for."""
+        self._inbound.settle(receipt)
+
+    def orchestrators_died(self) -> None:
+        """What orchestrators hold goes back."""
+        self._inbound.give_back()
+
+    def _queue(self) -> _Queue[Any]:
+        return _Queue(self._random, self._faults, self.faults_fired)
+
+
+class MemoryTransport:
+    """`orchestrator.ports.Transport` on a `MemoryBroker`.
+
+    `receive` never waits: when there is nothing, its caller advances the broker's time.
+    """
+
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        """Connect to a broker; by default to a new one without faults."""
+        self.broker = broker or MemoryBroker()
+        self._taken: set[int] = set()
+
+    def publish(self, commands: Sequence[Command]) -> None:
+        """Send commands.
+
+        Raises:
+            UnavailableError: The broker is away; some of them may have arrived.
+        """
+        try:
+            self.broker.check_available()
+        except UnavailableError:
+            if self.broker.available:
+                self.broker.put_some(commands)
+            raise
+        for command in commands:
+            self.broker.put_command(command)
+
+    def receive(self, messages_max: int, timeout_seconds: float) -> list[Delivery]:
+        """Take what is there; see `orchestrator.ports.Transport.receive`.
+
+        Raises:
+            UnavailableError: The broker is away.
+        """
+        self.broker.check_available()
+        return [
+            delivery(
+                headers={"task": held.item.task, "id": held.item.task_id, **held.item.headers},
+                content_type=held.item.content_type,
+                body=held.item.body,
+                receipt=held.receipt,
+            )
+            for held in self.broker.take_inbound(messages_max)
+        ]
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Settle messages.
+
+        Raises:
+            UnavailableError: The broker is away; nothing is settled.
+        """
+        self.broker.check_available()
+        for each in deliveries:
+            self.broker.settle_inbound(each.receipt)
+
+    def interrupt(self) -> None:
+        """Nothing to interrupt: `receive` never waits."""
+
+    def close(self) -> None:
+        """Give back what was not acknowledged."""
+        self.broker.orchestrators_died()
+
+    @override
+    def __repr__(self) -> str:
+        return f"MemoryTransport({len(self.broker)} messages)"

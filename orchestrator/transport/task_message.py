@@ -1,0 +1,147 @@
+"""A command as a Celery task message, and a task message as a delivery. No I/O."""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from kombu.compression import decompress
+
+from orchestrator.ports import Delivery
+from shared import names
+from shared.codec import decode_inbound, task_body
+from shared.messages import Command, Inbound, Undecodable
+
+CONTENT_TYPE: Final = "application/json"
+CONTENT_ENCODING: Final = "utf-8"
+PERSISTENT: Final = 2
+
+_HIDDEN: Final = "{...}"
+"""Instead of the arguments, which Celery would write into logs and events."""
+
+
+def body_of(command: Command) -> bytes:
+    """Body: ``[args, kwargs, embed]`` as JSON."""
+    return task_body(command.payload)
+
+
+def headers_of(command: Command, origin: str) -> dict[str, Any]:
+    """Headers of a command: those of Celery's protocol 2, and ours.
+
+    They are what `celery.app.amqp.AMQP.as_task_v2` makes, without rendering the arguments.
+
+    Args:
+        command: What is sent.
+        origin: Name of the sending process, as Celery shows it.
+    """
+    headers: dict[str, Any] = {
+        "lang": "py",
+        "task": command.task,
+        "id": command.id,
+        "shadow": None,
+        "eta": None,
+        # Never `expires`: an attempt that runs late may still count, and clocks differ.
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": command.id,
+        "parent_id": None,
+        "argsrepr": "()",
+        "kwargsrepr": _HIDDEN,
+        "origin": origin,
+        "ignore_result": True,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+        names.SAGA_ID: command.saga_id,
+        names.SAGA_NAME: command.saga_name,
+        names.SAGA_VERSION: command.saga_version,
+        names.SAGA_STEP: command.step,
+        names.SAGA_DIRECTION: command.direction,
+        names.SAGA_ATTEMPT: command.attempt,
+        names.SAGA_REPLY_TO: names.REPLIES_QUEUE,
+        names.SAGA_DEADLINE: command.deadline_at.isoformat(),
+        names.TRACEPARENT: command.traceparent,
+    }
+    if command.tracestate:
+        headers[names.TRACESTATE] = command.tracestate
+    return headers
+
+
+def delivery(
+    *,
+    headers: Mapping[str, Any],
+    content_type: str | None,
+    body: bytes | str | None,
+    receipt: Any,
+    problem: str = "",
+) -> Delivery:
+    """Read an inbound task message; never raises for what the message holds.
+
+    Args:
+        headers: Its headers.
+        content_type: What it says it is; anything but JSON is refused without looking inside.
+        body: Its body as sent, without the transport's own encoding.
+        receipt: For the acknowledgement.
+        problem: What the transport found wrong with it already.
+    """
+    raw = body.encode() if isinstance(body, str) else bytes(body or b"")
+    task = _text(headers.get("task"))
+    if not problem and content_type != CONTENT_TYPE:
+        problem = f"content type {content_type!r} is refused; expected {CONTENT_TYPE!r}"
+    # A dead letter's text goes into a database column, which cannot hold NUL.
+    text = raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+    message: Inbound
+    if problem:
+        message = Undecodable(reason=problem, task=task, body=text)
+    else:
+        message = decode_inbound(task, _text(headers.get("id")), raw, dict(headers))
+    if isinstance(message, Undecodable):
+        message = msgspec.structs.replace(message, body=text)
+    return Delivery(message=message, task=task, body=text, receipt=receipt)
+
+
+class _Envelope(msgspec.Struct, rename="kebab"):
+    """A message as kombu's virtual transports write it."""
+
+    body: str | None = None
+    content_type: str | None = None
+    headers: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+
+
+_envelopes: Final = msgspec.json.Decoder(_Envelope)
+
+
+def delivery_of_envelope(raw: bytes, receipt: Any) -> Delivery:
+    """Read a message as it lies in a Redis list; never raises for what the message holds."""
+    try:
+        envelope = _envelopes.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        problem = f"not a message of kombu: {error}"
+        return delivery(headers={}, content_type=None, body=raw, receipt=receipt, problem=problem)
+    body: bytes = (envelope.body or "").encode()
+    problem = ""
+    try:
+        if envelope.properties.get("body_encoding") == "base64":
+            body = base64.b64decode(body, validate=True)
+        if envelope.headers.get("compression"):
+            body = decompress(body, envelope.headers["compression"])
+    except binascii.Error as error:
+        problem = f"its body is not base64: {error}"
+    except Exception as error:  # noqa: BLE001 - each compression library has errors of its own
+        problem = f"its body cannot be decompressed: {error!r}"
+    return delivery(
+        headers=envelope.headers,
+        content_type=envelope.content_type,
+        body=body,
+        receipt=receipt,
+        problem=problem,
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
