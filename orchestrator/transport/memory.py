@@ -5,7 +5,7 @@ a thread: time passes when `MemoryBroker.advance` is called.
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from random import Random
 from typing import Any, Generic, TypeVar
@@ -45,7 +45,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     delay_max: timedelta = timedelta(seconds=60)
 
 
-class Held(msgspec.Struct, frozen=True, Generic[T]):
+class Held(msgspec.Struct, Generic[T], frozen=True):
     """A message that somebody took and has not settled."""
 
     receipt: int
@@ -91,10 +91,14 @@ class _Queue(Generic[T]):
         """Forget a message for good; one that went back in between stays in the queue."""
         self._held.pop(receipt, None)
 
-    def give_back(self) -> None:
-        """Put every held message back to the front, the oldest first."""
-        self._ready.extendleft(reversed(self._held.values()))
-        self._held.clear()
+    def give_back(self, receipts: Iterable[int]) -> None:
+        """Put held messages back to the front, the oldest first."""
+        back = [self._held.pop(receipt) for receipt in sorted(receipts) if receipt in self._held]
+        self._ready.extendleft(reversed(back))
+
+    def held(self) -> list[int]:
+        """Receipts of all held messages."""
+        return list(self._held)
 
     def due(self, now: float) -> None:
         """Deliver what was delayed until now."""
@@ -189,7 +193,7 @@ class MemoryBroker:
 
     def participants_died(self) -> None:
         """What participants hold goes back."""
-        self._commands.give_back()
+        self._commands.give_back(self._commands.held())
 
     def send(self, message: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
         """Send a message to the orchestrators.
@@ -245,9 +249,9 @@ class MemoryBroker:
         """An orchestrator has committed what the message asked for."""
         self._inbound.settle(receipt)
 
-    def orchestrators_died(self) -> None:
-        """What orchestrators hold goes back."""
-        self._inbound.give_back()
+    def give_back(self, receipts: Iterable[int]) -> None:
+        """An orchestrator that held these messages is gone; what it settled stays settled."""
+        self._inbound.give_back(receipts)
 
     def _queue(self) -> _Queue[Any]:
         return _Queue(self._random, self._faults, self.faults_fired)
@@ -262,7 +266,7 @@ class MemoryTransport:
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         """Connect to a broker; by default to a new one without faults."""
         self.broker = broker or MemoryBroker()
-        self._taken: set[int] = set()
+        self._held: set[int] = set()
 
     def publish(self, commands: Sequence[Command]) -> None:
         """Send commands.
@@ -286,6 +290,8 @@ class MemoryTransport:
             UnavailableError: The broker is away.
         """
         self.broker.check_available()
+        taken = self.broker.take_inbound(messages_max)
+        self._held.update(held.receipt for held in taken)
         return [
             delivery(
                 headers={"task": held.item.task, "id": held.item.task_id, **held.item.headers},
@@ -293,7 +299,7 @@ class MemoryTransport:
                 body=held.item.body,
                 receipt=held.receipt,
             )
-            for held in self.broker.take_inbound(messages_max)
+            for held in taken
         ]
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
@@ -305,13 +311,15 @@ class MemoryTransport:
         self.broker.check_available()
         for each in deliveries:
             self.broker.settle_inbound(each.receipt)
+            self._held.discard(each.receipt)
 
     def interrupt(self) -> None:
         """Nothing to interrupt: `receive` never waits."""
 
     def close(self) -> None:
-        """Give back what was not acknowledged."""
-        self.broker.orchestrators_died()
+        """Give back what was not acknowledged; a killed orchestrator does the same, later."""
+        self.broker.give_back(self._held)
+        self._held = set()
 
     @override
     def __repr__(self) -> str:
