@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine, Started
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
@@ -99,9 +100,16 @@ class Client:
         Raises:
             UnknownSaga: No saga has that id.
         """
+        return saga_view(*self.story(saga_id))
+
+    def story(self, saga_id: str) -> tuple[Definition, SagaRow, Sequence[Recorded]]:
+        """A saga with the definition that it runs on and all of its history.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+        """
         row = self.row(saga_id)
-        definition = self._engine.definition_of(row)
-        return saga_view(definition, row, self._store.history([saga_id])[saga_id])
+        return self._engine.definition_of(row), row, self._store.history([saga_id])[saga_id]
 
     def wait(
         self,
