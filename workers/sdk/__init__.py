@@ -1,0 +1,12 @@
+"""The SDK for services that take part in sagas.
+
+`Participant` registers step functions with a barrier against duplicates; `install` turns the
+unmodified tasks of an existing Celery app into steps.
+"""
+
+from workers.sdk.context import StepContext
+from workers.sdk.install import install
+from workers.sdk.outcome import Fail, Reject, StepResult
+from workers.sdk.participant import Participant
+
+__all__ = ["Fail", "Participant", "Reject", "StepContext", "StepResult", "install"]

@@ -1,0 +1,55 @@
+"""The headers of a task message as the step that they ask for."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, field
+
+from shared import names
+from shared.errors import DecodeError
+from shared.ids import Direction, idempotency_key
+
+_Text = Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of a step, as a participant sees it.
+
+    Attributes:
+        reply_to: Queue of the orchestrator.
+        deadline_at: When the orchestrator stops waiting for the reply.
+    """
+
+    saga_id: _Text = field(name=names.SAGA_ID)
+    saga_name: str = field(name=names.SAGA_NAME, default="")
+    step: _Text = field(name=names.SAGA_STEP)
+    direction: Direction = field(name=names.SAGA_DIRECTION)
+    attempt: Annotated[int, Meta(ge=1)] = field(name=names.SAGA_ATTEMPT)
+    reply_to: _Text = field(name=names.SAGA_REPLY_TO, default=names.REPLIES_QUEUE)
+    deadline_at: datetime | None = field(name=names.SAGA_DEADLINE, default=None)
+    traceparent: str | None = field(name=names.TRACEPARENT, default=None)
+
+    @property
+    def idempotency_key(self) -> str:
+        """``saga:step:direction``, the same for every attempt."""
+        return idempotency_key(self.saga_id, self.step, self.direction)
+
+
+def is_command(headers: Mapping[str, Any] | None) -> bool:
+    """Whether these are the headers of a saga step, well-formed or not."""
+    return bool(headers) and names.SAGA_ID in (headers or {})
+
+
+def command_of(headers: Mapping[str, Any]) -> StepCommand:
+    """Read the headers of a saga step; headers of other origin are ignored.
+
+    Raises:
+        DecodeError: A header is missing or of another shape; names it.
+    """
+    try:
+        # Not strict: some brokers and clients turn the number of an attempt into text.
+        return msgspec.convert(dict(headers), StepCommand, strict=False)
+    except msgspec.ValidationError as error:
+        raise DecodeError(f"saga headers: {error}") from error

@@ -1,0 +1,97 @@
+"""How a step function says what came of it, and the failure that the orchestrator is told."""
+
+import traceback
+from typing import Any
+
+import msgspec
+
+from shared.messages import (
+    FAILURE_MESSAGE_CHARS_MAX,
+    FAILURE_TRACEBACK_CHARS_MAX,
+    Failure,
+    Succeeded,
+)
+
+
+class Reject(Exception):
+    """The participant says no: nothing happened, and asking again will not help.
+
+    What the function did through the context's connection is rolled back.
+
+    Args:
+        code: Stable machine-readable reason, for example ``OutOfStock``.
+        message: One line for people.
+    """
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+class Fail(Exception):
+    """The attempt failed in a way that the function can name; what happened counts as unknown.
+
+    Any other exception says the same, with its class name as the kind and a retry allowed.
+
+    Args:
+        kind: Stable machine-readable name.
+        message: One line for people.
+        retryable: Whether another attempt may go better.
+    """
+
+    def __init__(self, kind: str, message: str = "", *, retryable: bool = True) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+        self.retryable = retryable
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Output and undo data of an action, where they differ.
+
+    Attributes:
+        output: What later steps and the caller see; anything that JSON has a form for.
+        undo: What the compensation gets as ``undo``; by default the output.
+    """
+
+    output: Any = None
+    undo: Any = msgspec.UNSET
+
+
+def succeeded_with(result: Any) -> Succeeded:
+    """What a function returned, as the outcome of its step."""
+    if not isinstance(result, StepResult):
+        return Succeeded(output=result, undo=result)
+    undo = result.output if result.undo is msgspec.UNSET else result.undo
+    return Succeeded(output=result.output, undo=undo)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What an exception says about its attempt, with its traceback unless it was raised on purpose.
+
+    The last part of a long traceback is kept: it says where.
+    """
+    match error:
+        case Reject(code=kind, message=message):
+            return failure(kind, message, retryable=False)
+        case Fail(kind=kind, message=message, retryable=retryable):
+            return failure(kind, message, retryable=retryable)
+        case _:
+            trace = "".join(traceback.format_exception(error))
+            return Failure(
+                kind=type(error).__name__,
+                message=_cut(str(error)),
+                traceback=trace[-FAILURE_TRACEBACK_CHARS_MAX:],
+            )
+
+
+def failure(kind: str, message: str, *, retryable: bool) -> Failure:
+    """A failure without a traceback, its message cut to the limit."""
+    return Failure(kind=kind, message=_cut(message), retryable=retryable)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= FAILURE_MESSAGE_CHARS_MAX:
+        return text
+    return text[: FAILURE_MESSAGE_CHARS_MAX - 1] + "…"
