@@ -40,7 +40,6 @@ _BOUND_KEYS: Final = (*names.LOG_SAGA_KEYS, names.LOG_TASK_ID, names.LOG_TASK_NA
 
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("saga_log_context", default=_NOTHING)
 _tasks: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
-_encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 def configure(
@@ -277,5 +276,17 @@ def _to_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
         return _encoder.encode(event).decode()
     except (TypeError, ValueError, RecursionError, OverflowError):
         # What the strict encoder refuses (odd keys, lone surrogates) still makes a line.
-        plain = {str(key): value for key, value in event.items()}
-        return standard_json.dumps(plain, default=str, skipkeys=True, separators=(",", ":"))
+        text = standard_json.dumps(
+            event, default=_text, skipkeys=True, separators=(",", ":"), ensure_ascii=False
+        )
+        return text.encode("utf-8", "replace").decode()
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - somebody else's method, and only a log line
+        return f"<{type(value).__name__} whose text raises {type(error).__name__}>"
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_text)

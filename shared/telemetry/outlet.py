@@ -10,11 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from shared.clock import monotonic
+
+THREAD_NAME: Final = "telemetry-outlet"
 
 T = TypeVar("T")
 
@@ -40,7 +42,8 @@ class Outlet(Generic[T]):
 
     Args:
         export: Hands a batch over and says whether the receiver has it; may block, must not raise.
-        close: Called in the outlet's thread after the last batch; may block, must not raise.
+        close: Called once after the last batch, in the outlet's thread if it has one; may block,
+            must not raise.
         queue_max: Most items that wait.
         batch_max: Most items in one call of `export`.
         interval: Longest that an item waits for its batch to fill.
@@ -79,9 +82,7 @@ class Outlet(Generic[T]):
             self._items.append(item)
             self._accepted += 1
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="telemetry-outlet", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
                 self._thread.start()
             elif len(self._items) in {1, self._batch_max}:
                 self._changed.notify_all()
@@ -117,6 +118,7 @@ class Outlet(Generic[T]):
             self._dropped += lost
             self._accepted -= lost
         if thread is None:
+            self._close()
             return True
         # The thread is a daemon: when the receiver hangs, the process ends without it.
         thread.join(max(0.0, deadline - monotonic()))

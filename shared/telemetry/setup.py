@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -199,7 +200,9 @@ class _Process:
         if pipeline is None or config is None:
             return True
         complete = pipeline.outlet.close(config.shutdown_timeout if timeout is None else timeout)
-        self._ended = _sum(self._ended, pipeline.outlet.stats())
+        ended = pipeline.outlet.stats()
+        given_up = msgspec.structs.replace(ended, dropped=ended.dropped + ended.queued, queued=0)
+        self._ended = _sum(self._ended, given_up)
         return complete
 
     def stats(self) -> OutletStats:

@@ -1,6 +1,7 @@
 """Fixtures for the tests of telemetry."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,9 @@ import structlog
 
 from shared.telemetry import logs, setup
 from shared.telemetry.config import TracingConfig, tracing_config
+from shared.telemetry.outlet import THREAD_NAME
 from tests.servers.otlp import OtlpReceiver, otlp, otlp_grpc, otlp_http
+from tests.waiting import wait_until
 
 __all__ = ["otlp", "otlp_grpc", "otlp_http"]
 
@@ -33,6 +36,12 @@ def start_tracing(tmp_path: Path) -> Iterator[StartTracing]:
     assert setup._process.config is None, "another test left traces on"
     yield start
     setup.shutdown(timedelta(seconds=5))
+    wait_until(lambda: not outlet_threads(), what="the exporter's thread to end")
+
+
+def outlet_threads() -> list[str]:
+    """Threads of exporters that run in this process."""
+    return [one.name for one in threading.enumerate() if one.name == THREAD_NAME]
 
 
 @pytest.fixture

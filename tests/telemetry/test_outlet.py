@@ -6,6 +6,7 @@ from time import monotonic
 import pytest
 
 from shared.telemetry.outlet import Outlet, OutletStats
+from tests.telemetry.conftest import outlet_threads
 from tests.waiting import wait_until
 
 LONG = timedelta(hours=1)
@@ -38,7 +39,7 @@ def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
     yield receiver
     receiver.answers.set()
-    wait_until(lambda: not any(one.name == "telemetry-outlet" for one in threading.enumerate()))
+    wait_until(lambda: not outlet_threads(), what="the outlet's thread to end")
 
 
 def outlet_to(
@@ -81,8 +82,16 @@ def test_no_thread_before_the_first_item(receiver: Receiver) -> None:
     """What a worker makes before it forks must not hold a thread."""
     outlet = outlet_to(receiver)
     assert outlet.flush(AT_ONCE)
-    assert not any(one.name == "telemetry-outlet" for one in threading.enumerate())
+    assert [] == outlet_threads()
+    outlet.put(1)
+    assert 1 == len(outlet_threads())
     assert outlet.close(AT_ONCE)
+
+
+def test_an_unused_outlet_closes_its_receiver(receiver: Receiver) -> None:
+    """A receiver holds things from the beginning, with or without items."""
+    assert outlet_to(receiver).close(AT_ONCE)
+    assert receiver.closed
 
 
 def test_flush_hands_over_what_is_there(receiver: Receiver) -> None:

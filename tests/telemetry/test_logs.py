@@ -1,0 +1,267 @@
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+import structlog
+from opentelemetry import trace
+from typing_extensions import override
+
+from shared.telemetry import logs
+from shared.telemetry.logs import saga_context
+from tests.servers.otlp import OtlpReceiver
+from tests.telemetry.conftest import StartTracing
+from tests.telemetry.records import ROOT_ID, TRACE_ID
+
+Lines = Callable[[], list[dict[str, object]]]
+
+HEADERS = {
+    "saga_id": "0199-1",
+    "saga_name": "place-order",
+    "saga_step": "charge-payment",
+    "saga_direction": "action",
+    "saga_attempt": 2,
+    "saga_reply_to": "saga.replies",
+    "traceparent": f"00-{TRACE_ID}-{ROOT_ID}-03",
+}
+CONTEXT = {
+    "saga_id": "0199-1",
+    "saga_name": "place-order",
+    "saga_step": "charge-payment",
+    "saga_direction": "action",
+    "saga_attempt": 2,
+    "trace_id": TRACE_ID,
+    "span_id": ROOT_ID,
+}
+TASK_ID = "0199-1:charge-payment:action:2"
+TASK = {"id": TASK_ID, "name": "payment.charge", "runtime": 0.1}
+
+log = structlog.stdlib.get_logger("tests.log")
+
+
+def test_a_line_says_when_who_and_where(lines: Lines) -> None:
+    """Each line is one JSON object with the same first keys."""
+    before = datetime.now(UTC)
+    log.info("saga.started", name="place-order", number=3)
+    after = datetime.now(UTC)
+    (line,) = lines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", str(line["timestamp"]))
+    assert before <= datetime.fromisoformat(str(line["timestamp"])) <= after
+    assert {
+        "level": "info",
+        "event": "saga.started",
+        "logger": "tests.log",
+        "service": "test-service",
+        "pid": os.getpid(),
+        "process": "MainProcess",
+        "name": "place-order",
+        "number": 3,
+    } == {key: value for key, value in line.items() if key not in {"timestamp", "hostname"}}
+    assert ["timestamp", "level", "event", "logger", "service"] == list(line)[:5]
+
+
+def test_lines_of_libraries_look_alike(lines: Lines) -> None:
+    """Standard logging and warnings take the same way, arguments filled in."""
+    logging.getLogger("some.library").warning("took %d of %s", 3, "five")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old thing", stacklevel=1)
+    library, warning = lines()
+    assert ("took 3 of five", "some.library", "warning") == (
+        library["event"],
+        library["logger"],
+        library["level"],
+    )
+    assert "old thing" in str(warning["event"])
+    assert "py.warnings" == warning["logger"]
+    assert library.keys() == warning.keys()
+
+
+def test_the_context_is_on_every_line_inside_and_on_none_outside(lines: Lines) -> None:
+    """Bound once at the border of a task, it reaches our lines and those of libraries."""
+    with saga_context(HEADERS):
+        log.info("ours")
+        logging.getLogger("library").info("theirs")
+        with saga_context({"saga_attempt": 3}):
+            log.info("nested")
+        log.info("back")
+    log.info("outside")
+    ours, theirs, nested, back, outside = lines()
+    for line in (ours, theirs, back):
+        assert CONTEXT == {key: line.get(key) for key in CONTEXT}
+    assert CONTEXT | {"saga_attempt": 3} == {key: nested.get(key) for key in CONTEXT}
+    assert not CONTEXT.keys() & outside.keys()
+    assert "saga_reply_to" not in ours
+
+
+@pytest.mark.parametrize("bad", ["", "garbage", 7, None])
+def test_a_bad_traceparent_costs_the_trace_alone(lines: Lines, bad: object) -> None:
+    """The saga is still named."""
+    with saga_context(HEADERS | {"traceparent": bad}):
+        log.info("x")
+    (line,) = lines()
+    assert "0199-1" == line["saga_id"]
+    assert "trace_id" not in line
+
+
+def test_the_recording_span_wins(
+    lines: Lines, otlp_http: OtlpReceiver, start_tracing: StartTracing
+) -> None:
+    """Inside a span a line carries that span; a span that is not recorded changes nothing."""
+    start_tracing(otlp_http)
+    tracer = trace.get_tracer("t")
+    with saga_context(HEADERS), tracer.start_as_current_span("x") as span:
+        log.info("recorded")
+        with trace.use_span(trace.NonRecordingSpan(span.get_span_context())):
+            log.info("not recorded")
+    context = span.get_span_context()
+    recorded, other = lines()
+    assert (
+        trace.format_trace_id(context.trace_id),
+        trace.format_span_id(context.span_id),
+    ) == (recorded["trace_id"], recorded["span_id"])
+    assert (TRACE_ID, ROOT_ID) == (other["trace_id"], other["span_id"])
+
+
+def test_threads_do_not_share_a_context(lines: Lines) -> None:
+    """What one task binds is not on the lines of another."""
+    bound, logged = threading.Event(), threading.Event()
+
+    def other() -> None:
+        bound.wait(5)
+        log.info("other")
+        logged.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with saga_context(HEADERS):
+        bound.set()
+        assert logged.wait(5)
+    thread.join()
+    (line,) = lines()
+    assert "saga_id" not in line
+
+
+def test_an_exception_is_text_in_one_line(lines: Lines) -> None:
+    """A traceback does not break the format, whoever logs it."""
+    try:
+        raise ValueError("why\nnot")
+    except ValueError:
+        log.exception("ours")
+        logging.getLogger("library").exception("theirs")
+    for line in lines():
+        assert str(line["exception"]).startswith("Traceback (most recent call last):\n")
+        assert str(line["exception"]).endswith("ValueError: why\nnot")
+
+
+def test_celerys_lines_about_a_task_name_it_and_its_saga(lines: Lines) -> None:
+    """The main process logs about tasks that run elsewhere; their saga was remembered."""
+    logs.remember_task(TASK_ID, HEADERS)
+    celery = logging.getLogger("celery.app.trace")
+    celery.info("Task %(name)s[%(id)s] succeeded", TASK, extra={"data": TASK})
+    celery.info("Task %(name)s[%(id)s] again", TASK)
+    celery.error("Hard time limit (%ss) exceeded for %s[%s]", 3, TASK["name"], TASK_ID)
+    for line in lines()[:2]:
+        assert TASK["name"] == line["task_name"]
+    for line in lines():
+        assert CONTEXT | {"task_id": TASK_ID} == {
+            key: line.get(key) for key in (*CONTEXT, "task_id")
+        }
+    assert "Task payment.charge[0199-1:charge-payment:action:2] succeeded" == lines()[0]["event"]
+
+
+def test_a_line_about_another_task_does_not_take_the_context(lines: Lines) -> None:
+    """A thread that works for one saga may log about the task of another."""
+    logs.remember_task("other", {"saga_id": "0199-2"})
+    with saga_context(HEADERS):
+        logging.getLogger("c").info("%(name)s %(id)s", {"id": "other", "name": "n"})
+    (line,) = lines()
+    assert ("0199-2", "other") == (line["saga_id"], line["task_id"])
+
+
+def test_the_memory_for_tasks_is_bounded(lines: Lines) -> None:
+    """The oldest is forgotten; one that ended may be forgotten earlier."""
+    logs.forget_task("never seen")
+    for number in range(logs.TASKS_REMEMBERED_MAX + 1):
+        logs.remember_task(f"t{number}", HEADERS)
+    logs.forget_task("t2")
+    for task_id in ("t0", "t1", "t2"):
+        logging.getLogger("c").info("%(name)s %(id)s", {"id": task_id, "name": "n"})
+    assert [None, "0199-1", None] == [line.get("saga_id") for line in lines()]
+
+
+def test_values_without_a_json_form_still_make_a_line(lines: Lines) -> None:
+    """Paths, sets, errors, lone surrogates and broken objects: the line is never lost."""
+
+    class Broken:
+        @override
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    log.info("odd", path=Path("/x"), error=ValueError("v"), when=datetime(2026, 1, 1, tzinfo=UTC))
+    log.info("surrogate", text="\udc80", key={1: 2})
+    log.info("broken", value=Broken())
+    odd, surrogate, broken = lines()
+    assert ("/x", "v") == (odd["path"], odd["error"])
+    assert "surrogate" == surrogate["event"]
+    assert "<Broken whose text raises RuntimeError>" == broken["value"]
+
+
+def test_the_level_is_kept(lines: Lines) -> None:
+    """What is below it costs nothing and is not written."""
+    log.debug("hidden")
+    logging.getLogger("library").debug("hidden")
+    assert [] == lines()
+
+
+def test_a_forked_child_writes_to_the_same_file(lines: Lines) -> None:
+    """Lines of parent and child never mix, and each carries its own process id."""
+    count, text = 300, "x" * 5000
+    child = os.fork()
+    for _ in range(count):
+        log.info("child" if not child else "parent", text=text)
+    if not child:
+        os._exit(0)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found = lines()
+    assert {("child", child): count, ("parent", os.getpid()): count} == {
+        key: sum((line["event"], line["pid"]) == key for line in found)
+        for key in {(line["event"], line["pid"]) for line in found}
+    }
+
+
+def test_a_file_that_was_moved_away_is_followed(lines: Lines, tmp_path: Path) -> None:
+    """As logrotate does it; deleted works, too."""
+    log.info("first")
+    path = tmp_path / "test-service.jsonl"
+    path.rename(tmp_path / "old.jsonl")
+    log.info("second")
+    assert ["second"] == [line["event"] for line in lines()]
+    path.unlink()
+    log.info("third")
+    assert ["third"] == [line["event"] for line in lines()]
+
+
+def test_lines_can_go_to_a_file_descriptor(
+    lines: Lines, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output for services, standard error for commands; text for people."""
+    logs.configure("svc", level="WARNING")
+    log.warning("on stdout")
+    log.info("below the level")
+    logs.configure("svc", fd=2, json=False)
+    with saga_context(HEADERS):
+        log.info("on stderr", a=1)
+    out, err = capfd.readouterr()
+    assert ("on stdout", "svc") == tuple(
+        msgspec.json.decode(out, type=dict[str, object])[key] for key in ("event", "service")
+    )
+    assert "on stderr" in err
+    assert "0199-1" in err
+    assert not err.startswith("{")
