@@ -1,0 +1,1 @@
+"""Tests of the functional core: by example, walked exhaustively, and at random."""

@@ -1,0 +1,319 @@
+"""What must hold of every decision, written without the machine's own helpers.
+
+Ordering rules say what must never be; each has a completeness rule beside it that says what must
+have been done: a machine that does nothing at all keeps every ordering rule.
+"""
+
+from datetime import datetime
+from functools import reduce
+
+from orchestrator.core.definition import Definition, NothingToUndo, PlannedStep, Retry
+from orchestrator.core.events import (
+    CancelRequested,
+    CompensationStarted,
+    DeadlineExceeded,
+    Event,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    SagaStuck,
+    StepDispatched,
+    StepFailed,
+    StepRejected,
+    StepSucceeded,
+    StepTimedOut,
+)
+from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
+from orchestrator.core.state import Phase, SagaState, Status, evolve
+from shared.messages import Failure
+
+IN_FLIGHT = {Phase.RUNNING, Phase.UNDOING}
+WAITING = {Phase.RETRYING, Phase.UNDO_RETRYING}
+GONE = {Phase.PENDING, Phase.REJECTED, Phase.UNDONE}
+UNKNOWN_OR_DONE = {Phase.SUCCEEDED, Phase.FAILED}
+
+
+def check_decision(
+    definition: Definition,
+    before: SagaState | None,
+    message: Message,
+    now: datetime,
+    decision: Decision,
+) -> None:
+    """Check a decision that `decide` has made from these arguments.
+
+    Raises:
+        AssertionError: An invariant does not hold.
+    """
+    if not decision.events:
+        assert decision.state == before, "the state changed without an event"
+        assert not decision.commands
+        return
+    assert decision == decide(definition, before, message, now), "decided twice, differently"
+    if before is not None:
+        assert reduce(evolve, decision.events, before) == decision.state
+        assert not before.status.final, "something happened after the end"
+    dispatched = [event for event in decision.events if isinstance(event, StepDispatched)]
+    assert [
+        (f"{command.saga_id}:{event.step}:{event.direction}:{event.attempt}", event.due_at)
+        for event, command in zip(dispatched, decision.commands, strict=True)
+    ] == [(command.id, command.deadline_at) for command in decision.commands]
+    for command in decision.commands:
+        planned = definition.by_name[command.step]
+        assert command.queue == planned.queue
+        task = planned.action if command.direction == "action" else planned.undo_task
+        assert command.task == task
+    assert len({event.step for event in dispatched}) == len(dispatched), "two attempts at a time"
+    state = before
+    for event in decision.events:
+        after = evolve(state, event)
+        _check_event(definition, state, event, message, now)
+        state = after
+    assert state is not None
+    check_rest(definition, state, decision.wake_at)
+    if isinstance(message, Tick) and decision.wake_at is not None:
+        assert decision.wake_at > now, "a timer that is due already: a busy loop"
+
+
+def check_rest(definition: Definition, state: SagaState, wake_at: datetime | None) -> None:
+    """Check a state between two decisions: all that can be done has been done."""
+    assert state.status is _status(definition, state)
+    phases = {planned.name: state.step(planned.name).phase for planned in definition.steps}
+    if state.status.final:
+        assert wake_at is None, "an ended saga wants to be woken"
+        return
+    flying = [name for name, phase in phases.items() if phase in IN_FLIGHT | WAITING]
+    if wake_at is None:
+        assert not flying, "an attempt that is never timed out, or a retry that is never made"
+        assert state.status is Status.STUCK, "a saga that nothing will ever move again"
+    else:
+        assert flying, "woken for nothing"
+    back = _turning_back(definition, state)
+    if not state.backward:
+        assert not (back and Phase.RUNNING not in phases.values()), "compensation did not begin"
+        for planned in definition.steps:
+            ready = all(phases[name] is Phase.SUCCEEDED for name in planned.after)
+            waits = phases[planned.name] is Phase.PENDING and ready
+            assert back or not waits, f"{planned.name} could have begun"
+        return
+    for planned in definition.steps:
+        if planned.undo_task and phases[planned.name] in UNKNOWN_OR_DONE:
+            held = [
+                name
+                for name in descendants(definition, planned.name)
+                if not _nothing_left(definition.by_name[name], phases[name])
+            ]
+            assert held, f"the undo of {planned.name} could have begun"
+
+
+def _check_event(
+    definition: Definition,
+    state: SagaState | None,
+    event: Event,
+    message: Message,
+    now: datetime,
+) -> None:
+    if state is None:
+        assert isinstance(event, SagaStarted)
+        return
+    assert not state.status.final, "something happened after the end"
+    match event:
+        case StepDispatched(direction="action"):
+            _check_action_dispatched(definition, state, event, now)
+        case StepDispatched():
+            _check_undo_dispatched(definition, state, event, now)
+        case StepSucceeded(direction="action"):
+            assert not state.step(event.step).success, "succeeded twice"
+            assert 1 <= event.attempt <= state.step(event.step).attempt
+        case StepSucceeded():
+            assert state.step(event.step).phase is not Phase.UNDONE, "undone twice"
+            assert 1 <= event.attempt <= state.step(event.step).undo_attempt
+        case StepRejected():
+            assert not state.backward
+            assert state.step(event.step).phase in {Phase.RUNNING, Phase.RETRYING, Phase.PENDING}
+        case StepFailed() | StepTimedOut():
+            _check_failed(definition, state, event, now)
+        case _:
+            _check_turning_point(definition, state, event, message, now)
+
+
+def _check_turning_point(
+    definition: Definition, state: SagaState, event: Event, message: Message, now: datetime
+) -> None:
+    match event:
+        case CancelRequested():
+            assert isinstance(message, Cancel)
+            assert state.cause is None
+        case DeadlineExceeded():
+            assert isinstance(message, Tick)
+            assert state.cause is None
+            assert state.deadline_at is not None
+            assert state.deadline_at <= now
+            assert not _passed_pivot(definition, state)
+        case CompensationStarted():
+            _check_turn(definition, state)
+        case SagaStuck():
+            _check_stuck(definition, state, event)
+        case SagaCompleted():
+            assert all(
+                state.step(planned.name).phase is Phase.SUCCEEDED for planned in definition.steps
+            )
+        case SagaCompensated():
+            assert state.backward
+            assert all(
+                _nothing_left(planned, state.step(planned.name).phase)
+                for planned in definition.steps
+            )
+        case _:
+            raise AssertionError(f"{event!r} is out of place")
+
+
+def _check_action_dispatched(
+    definition: Definition, state: SagaState, event: StepDispatched, now: datetime
+) -> None:
+    planned, step = definition.by_name[event.step], state.step(event.step)
+    assert step.phase in {Phase.PENDING, Phase.RETRYING}
+    if step.phase is Phase.RETRYING:
+        assert step.due_at is not None
+        assert step.due_at <= now, "a retry before its wait was over"
+    assert event.attempt == step.attempt + 1
+    _check_allowed(planned.retry, event.attempt)
+    assert not state.backward, "a step began on the way back"
+    for name in planned.after:
+        assert state.step(name).phase is Phase.SUCCEEDED, "a step began before its turn"
+    if state.cause is not None:
+        again = _unsafe(planned) and event.attempt > 1
+        assert again or _passed_pivot(definition, state), "a step began after a cause had come up"
+    assert event.due_at == now + planned.timeout
+
+
+def _check_undo_dispatched(
+    definition: Definition, state: SagaState, event: StepDispatched, now: datetime
+) -> None:
+    planned, step = definition.by_name[event.step], state.step(event.step)
+    assert state.backward
+    assert planned.undo_task
+    assert step.attempt > 0, "undone without ever having been sent"
+    assert step.phase in UNKNOWN_OR_DONE | {Phase.UNDO_RETRYING}
+    if step.phase is Phase.UNDO_RETRYING:
+        assert step.due_at is not None
+        assert step.due_at <= now, "a retry before its wait was over"
+    assert event.attempt == step.undo_attempt + 1
+    _check_allowed(planned.compensation_retry, event.attempt)
+    for name in descendants(definition, event.step):
+        later = definition.by_name[name]
+        assert _nothing_left(later, state.step(name).phase), "undone before what came after it"
+    assert event.due_at == now + planned.timeout
+
+
+def _check_allowed(retry: Retry, attempt: int) -> None:
+    assert retry.attempts is None or attempt <= retry.attempts, "more attempts than allowed"
+
+
+def _check_failed(
+    definition: Definition, state: SagaState, event: StepFailed | StepTimedOut, now: datetime
+) -> None:
+    planned, step = definition.by_name[event.step], state.step(event.step)
+    forward = event.direction == "action"
+    assert step.phase is (Phase.RUNNING if forward else Phase.UNDOING)
+    assert event.attempt == (step.attempt if forward else step.undo_attempt)
+    if isinstance(event, StepTimedOut):
+        assert step.due_at is not None
+        assert step.due_at <= now, "timed out before its time"
+    retry = planned.retry if forward else planned.compensation_retry
+    failure: Failure | None = event.failure if isinstance(event, StepFailed) else None
+    exhausted = retry.attempts is not None and event.attempt >= retry.attempts
+    hopeless = failure is not None and (not failure.retryable or failure.kind in retry.never_on)
+    given_up = exhausted or hopeless
+    if event.retry_at is not None:
+        assert not given_up, "a retry that the policy forbids"
+        assert now <= event.retry_at <= now + retry.backoff.wait_max
+    elif not given_up:
+        assert forward, "an undo given up while its policy allows another attempt"
+        assert state.cause is not None, "a step given up while its policy allows another attempt"
+        assert not _passed_pivot(definition, state)
+
+
+def _check_turn(definition: Definition, state: SagaState) -> None:
+    assert state.cause is not None, "turned back without a cause"
+    assert not state.backward
+    for planned in definition.steps:
+        phase = state.step(planned.name).phase
+        assert phase is not Phase.RUNNING, "did not wait for the step in flight"
+        if planned.pivot:
+            assert phase is not Phase.SUCCEEDED, "turned back behind the pivot"
+        if _unsafe(planned):
+            assert phase in {Phase.PENDING, Phase.REJECTED}, "turned back at an unknown pivot"
+
+
+def _check_stuck(definition: Definition, state: SagaState, event: SagaStuck) -> None:
+    planned, step = definition.by_name[event.step], state.step(event.step)
+    assert not step.stuck, "stuck twice"
+    assert _given_up(definition, state, planned)
+    assert event.direction == ("compensation" if state.backward else "action")
+
+
+# The same facts in our own words --------------------------------------------------------------
+
+
+def descendants(definition: Definition, name: str) -> set[str]:
+    """Names of all steps that come after a step, at any distance."""
+    found = {planned.name for planned in definition.steps if name in planned.after}
+    size = 0
+    while size != len(found):  # steps may be declared in any order
+        size = len(found)
+        found |= {planned.name for planned in definition.steps if found & set(planned.after)}
+    return found
+
+
+def _nothing_left(planned: PlannedStep, phase: Phase) -> bool:
+    declared = isinstance(planned.compensation, NothingToUndo) and phase in UNKNOWN_OR_DONE
+    return declared or phase in GONE
+
+
+def _unsafe(planned: PlannedStep) -> bool:
+    return planned.pivot and planned.compensation is None
+
+
+def _passed_pivot(definition: Definition, state: SagaState) -> bool:
+    """Whether the saga is past its pivot, or perhaps past it."""
+    for planned in definition.steps:
+        step = state.step(planned.name)
+        if planned.pivot and not state.backward:
+            unknown = step.phase in {Phase.RETRYING, Phase.FAILED} or (
+                step.phase is Phase.RUNNING and step.attempt > 1
+            )
+            return step.phase is Phase.SUCCEEDED or (_unsafe(planned) and unknown)
+    return False
+
+
+def _turning_back(definition: Definition, state: SagaState) -> bool:
+    return state.cause is not None and not _passed_pivot(definition, state)
+
+
+def _given_up(definition: Definition, state: SagaState, planned: PlannedStep) -> bool:
+    phase = state.step(planned.name).phase
+    if state.backward:
+        lost = planned.compensation is None and phase in UNKNOWN_OR_DONE
+        return phase is Phase.UNDO_FAILED or lost
+    if _unsafe(planned):
+        return phase is Phase.FAILED
+    pivot = definition.pivot
+    beyond = pivot is not None and planned.name in descendants(definition, pivot.name)
+    return beyond and phase in {Phase.FAILED, Phase.REJECTED}
+
+
+def _status(definition: Definition, state: SagaState) -> Status:
+    """The status that the phases of the steps ask for."""
+    phases = [state.step(planned.name).phase for planned in definition.steps]
+    if any(_given_up(definition, state, planned) for planned in definition.steps):
+        return Status.STUCK
+    if state.backward:
+        gone = [
+            _nothing_left(planned, phase)
+            for planned, phase in zip(definition.steps, phases, strict=True)
+        ]
+        return Status.COMPENSATED if all(gone) else Status.COMPENSATING
+    done = all(phase is Phase.SUCCEEDED for phase in phases)
+    back = _turning_back(definition, state)
+    return Status.COMPLETED if done and not back else Status.RUNNING

@@ -1,0 +1,286 @@
+"""Random sagas of up to eight steps in random graphs, in a world where everything goes wrong.
+
+Here time is real: time-outs, waits and the deadline are what the definition says, ticks come late,
+and a coordinator that crashes loses what it has not committed, or not published.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from typing_extensions import override
+
+from orchestrator.core.definition import NOTHING_TO_UNDO, Definition, NothingToUndo, Retry, Step
+from orchestrator.core.events import Event, StepDispatched
+from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
+from orchestrator.core.state import Phase, SagaState, Status, fold
+from shared.backoff import Backoff
+from shared.messages import Command, Reply
+from tests.core.builders import FOR_GOOD, START, T0, failed, rejected, saga, step, succeeded
+from tests.core.invariants import IN_FLIGHT, check_decision, descendants
+from tests.core.participants import Answer, Choice, Effect, with_barrier
+
+CALM_STEPS_MAX = 1_000
+
+_seconds = st.integers(1, 60).map(lambda seconds: timedelta(seconds=seconds))
+_retries = st.builds(
+    Retry,
+    attempts=st.sampled_from((1, 2, 3)),
+    backoff=st.builds(
+        Backoff,
+        wait_first=st.integers(0, 30).map(lambda seconds: timedelta(seconds=seconds)),
+        wait_max=_seconds,
+    ),
+)
+
+
+@st.composite
+def definitions(draw: st.DrawFn) -> Definition:
+    """A saga of up to eight steps; every step is before or after the pivot, if there is one."""
+    size = draw(st.integers(1, 8))
+    pivot = draw(st.none() | st.integers(0, size - 1))
+    steps: list[Step] = []
+    for index in range(size):
+        earliest = pivot if pivot is not None and index > pivot else 0
+        pool = [f"s{other}" for other in range(earliest, index)]
+        after = tuple(draw(st.sets(st.sampled_from(pool)))) if pool else ()
+        beyond = pivot is not None and index > pivot
+        if index == pivot:
+            after = tuple(pool)
+        elif beyond and not after:
+            after = (f"s{pivot}",)
+        retry = draw(_retries)
+        if beyond and retry.attempts == 1:
+            retry = Retry(attempts=2)
+        undos: Sequence[str | NothingToUndo | None] = (f"service.undo-s{index}", NOTHING_TO_UNDO)
+        undo = draw(st.sampled_from((*undos, None) if index == pivot or beyond else undos))
+        steps.append(
+            step(
+                f"s{index}",
+                after=after,
+                pivot=index == pivot,
+                compensation=undo,
+                retry=retry,
+                compensation_retry=draw(_retries),
+                timeout=draw(_seconds),
+            )
+        )
+    deadline = draw(st.none() | st.integers(1, 300).map(lambda s: timedelta(seconds=s)))
+    return saga(*draw(st.permutations(steps)), deadline=deadline).definition
+
+
+class AnySaga(RuleBasedStateMachine):
+    """One saga, its coordinator, the network and the participants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: datetime = T0
+        self.history: list[Event] = []
+        self.outbox: list[Command] = []
+        self.commands: list[Command] = []
+        self.dispatched: list[Command] = []
+        self.replies: list[Reply] = []
+        self.undo_order: list[str] = []
+
+    @initialize(definition=definitions())
+    def begin(self, definition: Definition) -> None:
+        """Start it."""
+        self.definition = definition
+        self.effects = dict.fromkeys(definition.by_name, Effect.NONE)
+        self.runs = dict.fromkeys(definition.by_name, 0)
+        self.state: SagaState | None = None
+        self.wake_at: datetime | None = None
+        self.tell(START)
+
+    def tell(self, message: Message, *, crash_before_publish: bool = False) -> Decision:
+        """One round of a coordinator: load, decide, commit, publish."""
+        decision = decide(self.definition, self.state, message, self.now)
+        check_decision(self.definition, self.state, message, self.now, decision)
+        self.outbox += decision.commands
+        self.dispatched += decision.commands
+        if decision.events:
+            self.history += decision.events
+            self.state = decision.state
+            self.wake_at = decision.wake_at
+        if not crash_before_publish:
+            self.publish()
+        return decision
+
+    def publish(self) -> None:
+        """Hand the outbox to the broker."""
+        self.commands += self.outbox
+        self.outbox.clear()
+
+    # What can happen ----------------------------------------------------------------------
+
+    @precondition(lambda self: self.commands)
+    @rule(data=st.data(), again=st.booleans(), choice=st.sampled_from(Choice))
+    def a_command_arrives(self, data: st.DataObject, again: bool, choice: Choice) -> None:
+        """Any command, in any order; perhaps it comes again later."""
+        command = data.draw(st.sampled_from(self.commands))
+        if not again:
+            self.commands.remove(command)
+        self.replies.append(self.execute(command, choice))
+
+    @precondition(lambda self: self.commands)
+    @rule()
+    def the_newest_command_succeeds(self) -> None:
+        """What happens nearly always: without it a random walk would rarely get far."""
+        self.tell(self.execute(self.commands.pop(), Choice.SUCCEED))
+
+    @precondition(lambda self: self.commands)
+    @rule()
+    def a_command_is_lost(self) -> None:
+        """Its worker dies, and the broker does not deliver it again before the time-out."""
+        self.commands.pop()
+
+    @precondition(lambda self: self.replies)
+    @rule(data=st.data(), again=st.booleans(), crash=st.booleans())
+    def a_reply_arrives(self, data: st.DataObject, again: bool, crash: bool) -> None:
+        """Any reply, in any order, perhaps not for the last time; or a crash before the publish."""
+        reply = data.draw(st.sampled_from(self.replies))
+        if not again:
+            self.replies.remove(reply)
+        self.tell(reply, crash_before_publish=crash)
+
+    @precondition(lambda self: self.replies)
+    @rule()
+    def a_coordinator_crashes_before_its_commit(self) -> None:
+        """The decision is lost; the next one from the same message is the same."""
+        message = self.replies[-1]
+        lost = decide(self.definition, self.state, message, self.now)
+        assert lost == self.tell(message)
+
+    @precondition(lambda self: self.outbox)
+    @rule(twice=st.booleans())
+    def the_outbox_is_published_late(self, twice: bool) -> None:
+        """Another coordinator finds the rows, perhaps although they had been published."""
+        if twice:
+            self.commands += self.outbox
+        self.publish()
+
+    @precondition(lambda self: self.wake_at)
+    @rule(late=st.sampled_from((0, 0, 1, 100)))
+    def a_timer_is_due(self, late: int) -> None:
+        """The coordinator ticks on time, or late: something follows every time."""
+        assert self.wake_at is not None
+        self.now = max(self.now, self.wake_at + timedelta(seconds=late))
+        assert self.tell(Tick()).events, "woken for nothing"
+
+    @rule(seconds=st.integers(0, 20))
+    def time_passes(self, seconds: int) -> None:
+        """Nothing is due by that alone; a tick that comes too early changes nothing."""
+        self.now += timedelta(seconds=seconds)
+        if self.wake_at is None or self.wake_at > self.now:
+            assert not self.tell(Tick()).events
+
+    @rule()
+    def somebody_cancels(self) -> None:
+        """Accepted before the pivot, refused behind it, ignored the second time."""
+        before = self.state
+        decision = self.tell(Cancel(reason="why not"))
+        if decision.refused:
+            assert decision.state is before
+
+    def execute(self, command: Command, choice: Choice) -> Reply:
+        """Let a participant with the barrier take a command."""
+        name = command.step
+        before = self.effects[name]
+        after, answer = with_barrier(before, command.direction, choice)
+        self.effects[name] = after
+        self.runs[name] += before is Effect.NONE and after is Effect.STANDS
+        if before is Effect.STANDS and after is Effect.UNDONE:
+            self.undo_order.append(name)
+        match answer:
+            case Answer.SUCCEEDED:
+                return succeeded(name, command.attempt, command.direction)
+            case Answer.REJECTED:
+                return rejected(name, command.attempt, command.direction)
+            case Answer.FAILED:
+                return failed(name, command.attempt, command.direction)
+            case Answer.FAILED_FOR_GOOD:
+                return failed(name, command.attempt, command.direction, FOR_GOOD)
+
+    # What holds all the time --------------------------------------------------------------
+
+    @invariant()
+    def the_history_is_the_truth(self) -> None:
+        """The state is the fold of the history, and the commands are what it says was sent."""
+        assert fold(self.history) == self.state
+        sent = [event for event in self.history if isinstance(event, StepDispatched)]
+        assert len({(event.step, event.direction, event.attempt) for event in sent}) == len(sent)
+
+    @invariant()
+    def the_world_is_what_the_status_says(self) -> None:
+        """Completed: each effect stands once. Compensated: none stands."""
+        if self.state is None:
+            return
+        assert max(self.runs.values()) <= 1
+        if self.state.status is Status.COMPLETED:
+            assert set(self.effects.values()) == {Effect.STANDS}
+        if self.state.status is Status.COMPENSATED:
+            left = [
+                planned.name
+                for planned in self.definition.steps
+                if self.effects[planned.name] is Effect.STANDS
+                and not isinstance(planned.compensation, NothingToUndo)
+            ]
+            assert not left
+
+    @invariant()
+    def the_undo_order_is_the_reverse_of_the_graph(self) -> None:
+        """In the world: nothing was undone before what had been built on it."""
+        for position, name in enumerate(self.undo_order):
+            built_on_it = descendants(self.definition, name)
+            assert not built_on_it & set(self.undo_order[position + 1 :])
+
+    @override
+    def teardown(self) -> None:
+        """From wherever it got to, the saga ends as soon as nothing goes wrong any more."""
+        if self.state is None:
+            return
+        excused = self.state.status is Status.STUCK or Effect.REFUSED in self.effects.values()
+        for _ in range(CALM_STEPS_MAX):
+            flying = [
+                command
+                for command in self.dispatched
+                if self.state.step(command.step).phase in IN_FLIGHT
+                and command.attempt == self.current_attempt(command)
+            ]
+            if flying:
+                # Lost or not, the broker delivers it again.
+                self.tell(self.execute(flying[-1], Choice.SUCCEED))
+            elif self.wake_at is not None:
+                self.now = max(self.now, self.wake_at)
+                assert self.tell(Tick()).events
+            else:
+                break
+        assert self.state.status.final or (excused and self.state.status is Status.STUCK)
+        ended = self.state.status.final
+        for reply in self.replies:
+            assert not (self.tell(reply).events and ended)
+        self.publish()
+        for command in self.commands:
+            self.execute(command, Choice.SUCCEED)
+        self.the_history_is_the_truth()
+        self.the_world_is_what_the_status_says()
+
+    def current_attempt(self, command: Command) -> int:
+        """Number of the attempt that is in flight; 0 where it is the other direction's."""
+        assert self.state is not None
+        one = self.state.step(command.step)
+        if command.direction == "action":
+            return one.attempt if one.phase is Phase.RUNNING else 0
+        return one.undo_attempt
+
+
+AnySaga.TestCase.settings = settings(stateful_step_count=40)
+TestAnySaga = AnySaga.TestCase

@@ -1,0 +1,148 @@
+"""Everything that can happen to every small saga. See `walk` for how it stays small.
+
+``SAGA_WALK_BOUND`` sets how far it goes: 1 (default) takes some seconds, 2 about half an hour.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+
+from orchestrator.core.definition import Definition, Step
+from orchestrator.core.state import CauseKind, Phase, Status
+from tests.core.builders import NOTHING_TO_UNDO, Retry, saga, step
+from tests.core.walk import Barrier, Graph, Plain, Walk
+
+BOUND = int(os.environ.get("SAGA_WALK_BOUND", "1"))
+ONCE, TWICE = Retry(attempts=1), Retry(attempts=2)
+NOTHING, NONE = {"compensation": NOTHING_TO_UNDO}, {"compensation": None}
+
+Options = dict[str, Any]
+
+
+def every_saga(size: int, *, same_retry: bool) -> Iterator[Definition]:
+    """All sagas of so many steps in order.
+
+    Args:
+        size: Number of steps.
+        same_retry: All steps that may choose get the same retry, instead of all combinations.
+    """
+    retries = [
+        *(
+            ((retry,) * size for retry in (ONCE, TWICE))
+            if same_retry
+            else product((ONCE, TWICE), repeat=size)
+        )
+    ]
+    for pivot in (None, *range(size)):
+        free = size if pivot is None else pivot
+        for undos in product(({}, NOTHING), repeat=free):
+            for pivots_undo in ({}, NOTHING, NONE) if pivot is not None else ({},):
+                seen = set()
+                for retry in retries:
+                    chosen = retry[: free + (pivot is not None)]
+                    if chosen not in seen:
+                        seen.add(chosen)
+                        yield _linear(size, pivot, (*undos, pivots_undo), chosen)
+
+
+def _linear(
+    size: int, pivot: int | None, undos: tuple[Options, ...], retries: tuple[Retry, ...]
+) -> Definition:
+    steps: list[Step] = []
+    for index in range(size):
+        beyond = pivot is not None and index > pivot
+        # One step beyond the pivot has a compensation all the same: it must never run.
+        undo = undos[index] if not beyond else ({} if index % 2 else NONE)
+        retry = TWICE if beyond else retries[index]
+        options: Options = {"retry": retry, "compensation_retry": TWICE, **undo}
+        steps.append(step(f"s{index}", pivot=index == pivot, **options))
+    return saga(*steps, deadline=timedelta(hours=1)).definition
+
+
+def graphs() -> dict[str, Definition]:
+    """Small graphs, with and without a pivot."""
+
+    def part(name: str, *after: str, **options: Any) -> Step:
+        every = {"retry": TWICE, "compensation_retry": TWICE, **options}
+        return step(name, after=after, **every)
+
+    once: Options = {"retry": ONCE, "compensation_retry": ONCE}
+    shapes = {
+        "two roots": (part("a"), part("b", **once)),
+        "fork": (part("a", **once), part("b", "a", **once), part("c", "a", **once)),
+        "join": (part("a", **once), part("b", **once), part("c", "a", "b", **once)),
+        "fork at a pivot": (part("p", pivot=True, **NONE), part("b", "p"), part("c", "p")),
+        "join at a pivot": (
+            part("a", **once),
+            part("b", **once, **NOTHING),
+            part("p", "a", "b", pivot=True, **NONE),
+        ),
+        "diamond": (
+            part("a", **once),
+            part("b", "a", **once),
+            part("c", "a", **once),
+            part("d", "b", "c", **once),
+        ),
+        "declared backwards": (part("c", "b", **once), part("b", "a", **once), part("a", **once)),
+    }
+    return {
+        name: saga(*steps, deadline=timedelta(hours=1)).definition
+        for name, steps in shapes.items()
+    }
+
+
+def walk_all(
+    definitions: Iterator[Definition], *, forgetful: bool, plain: bool = True
+) -> Counter[str]:
+    """Walk sagas in both kinds of world; returns what was counted."""
+    counts: Counter[str] = Counter()
+    for definition in definitions:
+        graph = Graph(definition, forgetful=forgetful)
+        barrier_walk = Walk(graph, Barrier())
+        barrier_walk.run()
+        counts["places"] += len(barrier_walk.places)
+        if plain:
+            plain_walk = Walk(graph, Plain())
+            plain_walk.run()
+            counts["places"] += len(plain_walk.places)
+        counts["sagas"] += 1
+        counts["decisions"] += graph.decisions
+        for node in graph.nodes.values():
+            counts["states"] += 1
+            counts[node.state.status] += 1
+            counts[node.state.cause.kind if node.state.cause else "no cause"] += 1
+            counts.update(step.phase for step in node.steps)
+    print(dict(counts))
+    return counts
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_small_saga_keeps_the_invariants_and_ends(size: int) -> None:
+    """One and two steps, nothing abstracted but time: every rule holds, in every world."""
+    every = every_saga(size, same_retry=size > 1 and BOUND < 2)
+    counts = walk_all(every, forgetful=False)
+    never = {Status.RESOLVED, *({Phase.PENDING} if size == 1 else ())}
+    for wanted in {*Status, *CauseKind, *Phase} - never:
+        assert counts[wanted], f"a walk that never saw {wanted}"
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_every_saga_of_three_and_four_steps_keeps_the_invariants_and_ends(size: int) -> None:
+    """Three and four steps; settled steps are taken as settled by their first attempt."""
+    plain_too = size == 3 or BOUND > 1
+    counts = walk_all(every_saga(size, same_retry=BOUND < 2), forgetful=True, plain=plain_too)
+    assert counts["sagas"] >= {3: 52, 4: 108}[size]
+    assert counts[Phase.UNDO_FAILED]
+
+
+@pytest.mark.parametrize("shape", graphs())
+def test_every_small_graph_keeps_the_invariants_and_ends(shape: str) -> None:
+    """Steps that run in parallel: each time-out by itself and both at once, undone in parallel."""
+    counts = walk_all(iter([graphs()[shape]]), forgetful=True, plain=BOUND > 1)
+    assert counts[Status.COMPENSATED]
+    assert counts[Status.COMPLETED]

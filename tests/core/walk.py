@@ -1,0 +1,508 @@
+"""Walks everything that can happen to a saga, breadth first.
+
+A walk has two layers, so that the expensive one stays small.
+
+*Nodes* are the states of the saga. Time is symbolic: every timer that is set is "later", and any of
+them, or all, may be the next to be due. That covers every choice of time-outs and of the deadline.
+Each decision is made once for each node and message, and checked (`invariants`).
+
+*Places* are a node together with the world: what every participant knows, and the replies that
+exist. The network is a set that only grows: a message that exists may arrive at any time, any number
+of times, in any order, or never. So lost, late, duplicated and reordered messages need no moves of
+their own, nor do the crashes of an orchestrator:
+
+* between decide and commit: nothing changed, and the message exists still;
+* between commit and publish: the commands exist from the commit on, and arrive later, or twice;
+* between commit and acknowledge: the message arrives again.
+
+A reply that a node ignores is left out of the place. That is sound because it is ignored for ever
+after, which is checked on every edge.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import cache
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from orchestrator.core.definition import Definition, NothingToUndo
+from orchestrator.core.machine import Cancel, Message, Tick, decide, wake_at
+from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
+from shared.ids import Direction
+from shared.messages import Reply
+from tests.core import builders
+from tests.core.builders import T0
+from tests.core.invariants import check_decision, descendants
+from tests.core.participants import Answer, Choice, Effect, plain, with_barrier
+
+LATER = T0 + timedelta(hours=1)
+CALM_STEPS_MAX = 200
+MUCH_LATER = T0 + timedelta(days=1)
+_replace = msgspec.structs.replace
+
+ANSWERS = (Answer.SUCCEEDED, Answer.REJECTED, Answer.FAILED, Answer.FAILED_FOR_GOOD)
+ATTEMPTS_MAX = 4
+DIRECTIONS: tuple[Direction, Direction] = ("action", "compensation")
+
+Key = tuple[object, ...]
+
+
+class Sent(NamedTuple):
+    """A command that exists: index of its step, direction, attempt."""
+
+    step: int
+    direction: Direction
+    attempt: int
+
+
+class Edge(NamedTuple):
+    """A decision: the node that it leads to, and the steps that it sent commands for."""
+
+    target: "Node"
+    actions: tuple[int, ...] = ()
+    undos: tuple[int, ...] = ()
+
+
+class Node:
+    """A state of the saga.
+
+    Attributes:
+        sent: Every command that exists.
+        replies: Where each reply that is not ignored leads, by its bit.
+        timers: Where a timer leads, or all of them at once.
+        others: Where the deadline and a cancel lead.
+        live: Bits of `replies`.
+        possible: Bits of all replies that a participant could give.
+    """
+
+    def __init__(self, state: SagaState, steps: list[StepState]) -> None:
+        self.state = state
+        self.steps = steps
+        self.final = state.status.final
+        self.stuck = state.status is Status.STUCK
+        self.sent = [
+            Sent(index, direction, attempt)
+            for index, step in enumerate(steps)
+            for direction in DIRECTIONS
+            for attempt in range(1, _attempts(step, direction) + 1)
+        ]
+        self.replies: dict[int, Edge] = {}
+        self.timers: list[Edge] = []
+        self.others: list[Edge] = []
+        self.live = 0
+        self.possible = sum(bit(sent, answer) for sent in self.sent for answer in ANSWERS)
+        self.expanded = False
+
+    @property
+    def edges(self) -> list[Edge]:
+        """All decisions in this state."""
+        return [*self.replies.values(), *self.timers, *self.others]
+
+
+def _attempts(step: StepState, direction: Direction) -> int:
+    return step.attempt if direction == "action" else step.undo_attempt
+
+
+@cache
+def bit(sent: Sent, answer: Answer) -> int:
+    """The bit that stands for a reply."""
+    place = sent.step * 2 + DIRECTIONS.index(sent.direction)
+    return 1 << (place * ATTEMPTS_MAX + sent.attempt - 1) * 4 + ANSWERS.index(answer)
+
+
+class Graph:
+    """The states of a saga and the decisions between them, made when they are first asked for.
+
+    With `forgetful`, a step that has settled is taken as if its first attempt had done it, and all
+    causes are taken as one: nothing that follows looks at the difference. Small sagas are walked
+    without it.
+    """
+
+    def __init__(self, definition: Definition, *, forgetful: bool = False) -> None:
+        self.definition = definition
+        self.forgetful = forgetful
+        self.names = [planned.name for planned in definition.steps]
+        index = {name: number for number, name in enumerate(self.names)}
+        self.behind = [
+            [index[name] for name in descendants(definition, name)] for name in self.names
+        ]
+        self.ahead = [
+            [other for other in range(len(self.names)) if number in self.behind[other]]
+            for number in range(len(self.names))
+        ]
+        self.must_go = [
+            not isinstance(planned.compensation, NothingToUndo) for planned in definition.steps
+        ]
+        """Steps whose effect must not stand in a compensated saga."""
+        self.nodes: dict[Key, Node] = {}
+        self.decisions = 0
+        first = self._edge(None, builders.START)
+        assert first is not None
+        self.start = first
+
+    def expand(self, node: Node) -> Node:
+        """Make all decisions in a node, once."""
+        if node.expanded:
+            return node
+        node.expanded = True
+        assert self._edge(node, Tick()) is None, "a tick found something that was left undone"
+        for sent in node.sent:
+            for answer in ANSWERS:
+                edge = self._edge(node, _reply(self.names[sent.step], sent, answer))
+                if edge is not None:
+                    node.replies[bit(sent, answer)] = edge
+        node.live = sum(node.replies)
+        node.timers = [
+            edge for due in _due(node.state) if (edge := self._edge(node, Tick(), due)) is not None
+        ]
+        late = _replace(node.state, deadline_at=T0)
+        everything_late = _replace(_timeless(node.state, frozenset(self.names)), deadline_at=T0)
+        others = (
+            self._edge(node, Cancel(reason="why not")),
+            self._edge(node, Tick(), late),
+            self._edge(node, Tick(), everything_late),
+        )
+        node.others = [edge for edge in others if edge is not None]
+        return node
+
+    def _edge(
+        self, node: Node | None, message: Message, state: SagaState | None = None
+    ) -> Edge | None:
+        """The decision that a message leads to; None when it is ignored."""
+        state = state or (node.state if node else None)
+        self.decisions += 1
+        decision = decide(self.definition, state, message, T0)
+        check_decision(self.definition, state, message, T0, decision)
+        if not decision.events:
+            if isinstance(message, Tick) and state:
+                due = wake_at(self.definition, state)
+                assert due is None or due > T0, "woken for nothing, and again for ever"
+            return None
+        assert decision.state is not None
+        sent = [
+            (self.names.index(command.step), command.direction) for command in decision.commands
+        ]
+        return Edge(
+            self._node(decision.state),
+            tuple(step for step, direction in sent if direction == "action"),
+            tuple(step for step, direction in sent if direction == "compensation"),
+        )
+
+    def _node(self, state: SagaState) -> Node:
+        state = _forgetful(_timeless(state)) if self.forgetful else _timeless(state)
+        steps = [state.step(name) for name in self.names]
+        key = (
+            state.status,
+            state.backward,
+            state.cause.kind if state.cause else None,
+            *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck) for s in steps),
+        )
+        return self.nodes.setdefault(key, Node(state, steps))
+
+    def check_stale_stays_stale(self) -> None:
+        """What a node ignores, every later one ignores: only so may a place leave it out."""
+        for node in self.nodes.values():
+            for edge in node.edges:
+                woken = edge.target.live & node.possible & ~node.live
+                assert not woken, (
+                    f"a stale reply counts again: {node.state} -> {edge.target.state}"
+                )
+
+
+def _reply(name: str, sent: Sent, answer: Answer) -> Reply:
+    match answer:
+        case Answer.SUCCEEDED:
+            return builders.succeeded(name, sent.attempt, sent.direction)
+        case Answer.REJECTED:
+            return builders.rejected(name, sent.attempt, sent.direction)
+        case Answer.FAILED:
+            return builders.failed(name, sent.attempt, sent.direction)
+        case Answer.FAILED_FOR_GOOD:
+            return builders.failed(name, sent.attempt, sent.direction, builders.FOR_GOOD)
+
+
+def _timeless(state: SagaState, due: frozenset[str] = frozenset()) -> SagaState:
+    """The same state with every timer set later, but for the ones that are due now."""
+    steps = {
+        name: _replace(step, due_at=T0 if name in due else LATER) if step.due_at else step
+        for name, step in state.steps.items()
+    }
+    deadline_at = MUCH_LATER if state.deadline_at else None
+    return _replace(state, steps=steps, deadline_at=deadline_at)
+
+
+def _forgetful(state: SagaState) -> SagaState:
+    """The same state as if no settled step had needed a second attempt, whatever the cause."""
+    steps = {}
+    for name, step in state.steps.items():
+        if step.phase in {Phase.SUCCEEDED, Phase.UNDONE}:
+            once = {"attempt": min(step.attempt, 1), "success": min(step.success, 1)}
+            steps[name] = _replace(step, **once, undo_attempt=min(step.undo_attempt, 1))
+        else:
+            steps[name] = step
+    cause = Cause(kind=CauseKind.FAILED) if state.cause else None
+    return _replace(state, steps=steps, cause=cause)
+
+
+def _due(state: SagaState) -> Iterator[SagaState]:
+    """The state with each of its timers due, and with all of them due at once."""
+    waiting = [name for name, step in state.steps.items() if step.due_at]
+    for name in waiting:
+        yield _timeless(state, frozenset({name}))
+    if len(waiting) > 1:
+        yield _timeless(state, frozenset(waiting))
+
+
+# Worlds ---------------------------------------------------------------------------------------
+
+W = TypeVar("W")
+
+
+class World(Protocol[W]):
+    """What the participants of a walk are like; a value of type `W` is what they know."""
+
+    def initial(self, steps: int) -> W:
+        """Nothing has happened."""
+
+    def deliver(self, node: Node, world: W) -> Iterator[tuple[W, Sent, Answer]]:
+        """Everything that the delivery of a command can do, and what is answered."""
+
+    def calmly(self, node: Node, world: W, sent: Sent) -> tuple[W, Answer | None]:
+        """What the attempt in flight does when nothing goes wrong; None: it has been answered."""
+
+    def stands(self, world: W, step: int) -> bool:
+        """Whether the effect of a step stands."""
+
+    def hopeless(self, world: W, replies: int) -> bool:
+        """Whether a participant has said something already that may leave the saga stuck."""
+
+
+Effects = tuple[Effect, ...]
+_UNDO_CHOICES = (Choice.SUCCEED, Choice.REJECT, Choice.FAIL)
+_BARRIER: dict[tuple[Effect, Direction], frozenset[tuple[Effect, Answer]]] = {
+    (effect, direction): frozenset(
+        with_barrier(effect, direction, choice)
+        for choice in (
+            (*_UNDO_CHOICES, Choice.FAIL_FOR_GOOD) if direction == "action" else _UNDO_CHOICES
+        )
+    )
+    for effect in Effect
+    for direction in DIRECTIONS
+}
+
+
+class Barrier:
+    """Participants with the barrier: any command at any time, any number of times."""
+
+    def initial(self, steps: int) -> Effects:
+        """Nothing has happened."""
+        return (Effect.NONE,) * steps
+
+    def deliver(self, node: Node, world: Effects) -> Iterator[tuple[Effects, Sent, Answer]]:
+        """Everything that the delivery of a command can do, and what is answered."""
+        for sent in node.sent:
+            for effect, answer in _BARRIER[world[sent.step], sent.direction]:
+                yield _with(world, sent.step, effect), sent, answer
+
+    def calmly(self, node: Node, world: Effects, sent: Sent) -> tuple[Effects, Answer | None]:
+        """What the attempt in flight does when nothing goes wrong."""
+        effect, answer = with_barrier(world[sent.step], sent.direction, Choice.SUCCEED)
+        return _with(world, sent.step, effect), answer
+
+    def stands(self, world: Effects, step: int) -> bool:
+        """Whether the effect of a step stands."""
+        return world[step] is Effect.STANDS
+
+    def hopeless(self, world: Effects, replies: int) -> bool:
+        """Whether a participant has said no, and keeps saying so."""
+        return Effect.REFUSED in world
+
+
+class Ledger(NamedTuple):
+    """One step at a plain participant: whether its effect stands, and how many commands it took."""
+
+    stands: bool = False
+    actions: int = 0
+    undos: int = 0
+
+
+Ledgers = tuple[Ledger, ...]
+
+
+class Plain:
+    """Participants without the barrier: each command once, those of a step in order."""
+
+    def initial(self, steps: int) -> Ledgers:
+        """Nothing has happened."""
+        return (Ledger(),) * steps
+
+    def deliver(self, node: Node, world: Ledgers) -> Iterator[tuple[Ledgers, Sent, Answer]]:
+        """Everything that the delivery of a command can do, and what is answered."""
+        for index, (step, ledger) in enumerate(zip(node.steps, world, strict=True)):
+            if ledger.actions < step.attempt:
+                sent = Sent(index, "action", ledger.actions + 1)
+            elif ledger.undos < step.undo_attempt:
+                sent = Sent(index, "compensation", ledger.undos + 1)
+            else:
+                continue
+            for choice in Choice:
+                changed, answer = self._taken(world, sent, choice)
+                yield changed, sent, answer
+
+    def calmly(self, node: Node, world: Ledgers, sent: Sent) -> tuple[Ledgers, Answer | None]:
+        """What the attempt in flight does when nothing goes wrong; None: it has been answered."""
+        ledger, step = world[sent.step], node.steps[sent.step]
+        if ledger.actions >= step.attempt and ledger.undos >= step.undo_attempt:
+            return world, None
+        # The ones that are still in the queue come before it, and change nothing that it does not.
+        stands = sent.direction == "action"
+        taken = Ledger(stands, step.attempt, step.undo_attempt)
+        return _with(world, sent.step, taken), Answer.SUCCEEDED
+
+    def _taken(self, world: Ledgers, sent: Sent, choice: Choice) -> tuple[Ledgers, Answer]:
+        ledger = world[sent.step]
+        stands, answer = plain(ledger.stands, sent.direction, choice)
+        if sent.direction == "action":
+            return _with(world, sent.step, Ledger(stands, sent.attempt, ledger.undos)), answer
+        return _with(world, sent.step, Ledger(stands, ledger.actions, sent.attempt)), answer
+
+    def stands(self, world: Ledgers, step: int) -> bool:
+        """Whether the effect of a step stands."""
+        return world[step].stands
+
+    def hopeless(self, world: Ledgers, replies: int) -> bool:
+        """Whether an answer is on its way."""
+        return replies != 0
+
+
+T = TypeVar("T")
+
+
+def _with(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+# The walk -------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple, Generic[W]):
+    """Where a walk can be: the state of the saga, of the world, and the replies that count."""
+
+    node: Node
+    world: W
+    replies: int
+
+
+class Walk(Generic[W]):
+    """Everything that can happen to a saga among such participants.
+
+    Attributes:
+        places: All places, each with the one from which it was first reached.
+    """
+
+    def __init__(self, graph: Graph, kind: World[W]) -> None:
+        self.graph = graph
+        self.kind = kind
+        self.places: dict[Place[W], Place[W] | None] = {}
+        self._ends_calmly: dict[Place[W], Node] = {}
+
+    def run(self) -> None:
+        """Walk.
+
+        Raises:
+            AssertionError: An invariant does not hold; the way there is in the message.
+        """
+        initial = self.kind.initial(len(self.graph.names))
+        first = Place(self.graph.expand(self.graph.start.target), initial, 0)
+        self.places[first] = None
+        todo = deque([first])
+        while todo:
+            place = todo.popleft()
+            try:
+                self._check(place)
+                for follower in self._followers(place):
+                    if follower not in self.places:
+                        self.places[follower] = place
+                        todo.append(follower)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self._way_to(place)}") from error
+        self.graph.check_stale_stays_stale()
+
+    def _followers(self, place: Place[W]) -> Iterator[Place[W]]:
+        node, world, replies = place
+        for changed, sent, answer in self.kind.deliver(node, world):
+            known = replies | bit(sent, answer) & node.live
+            if known != replies or changed != world:
+                yield Place(node, changed, known)
+        for reply, edge in node.replies.items():
+            if replies & reply:
+                yield self._along(place, edge)
+        for edge in (*node.timers, *node.others):
+            yield self._along(place, edge)
+
+    def _along(self, place: Place[W], edge: Edge) -> Place[W]:
+        for step in edge.actions:
+            for earlier in self.graph.ahead[step]:
+                assert self.kind.stands(place.world, earlier), "begun on what does not stand"
+        for step in edge.undos:
+            for later in self.graph.behind[step]:
+                standing = self.graph.must_go[later] and self.kind.stands(place.world, later)
+                assert not standing, "undone while something later stands"
+        target = self.graph.expand(edge.target)
+        return Place(target, place.world, place.replies & target.live)
+
+    def _check(self, place: Place[W]) -> None:
+        node, world, _ = place
+        if node.state.status is Status.COMPLETED:
+            for step in range(len(node.steps)):
+                assert self.kind.stands(world, step), "completed, but an effect is missing"
+        if node.state.status is Status.COMPENSATED:
+            for step, must_go in enumerate(self.graph.must_go):
+                assert not (must_go and self.kind.stands(world, step)), "compensated, but not gone"
+        end = self._calm_end(place)
+        assert end.final or node.stuck or self.kind.hopeless(world, place.replies), (
+            "stuck without a reason"
+        )
+
+    def _calm_end(self, place: Place[W]) -> Node:
+        """The node where the saga ends when from here on nothing goes wrong any more."""
+        way = []
+        while place not in self._ends_calmly:
+            way.append(place)
+            assert len(way) < CALM_STEPS_MAX, "it goes on for ever although nothing goes wrong"
+            follower = self._calm_follower(place)
+            if follower is None:
+                assert place.node.final or place.node.stuck, "a deadlock"
+                self._ends_calmly[place] = place.node
+                break
+            place = follower
+        end = self._ends_calmly[place]
+        self._ends_calmly.update(dict.fromkeys(way, end))
+        return end
+
+    def _calm_follower(self, place: Place[W]) -> Place[W] | None:
+        node, world, replies = place
+        for index, step in enumerate(node.steps):
+            if step.phase not in {Phase.RUNNING, Phase.UNDOING}:
+                continue
+            direction: Direction = "action" if step.phase is Phase.RUNNING else "compensation"
+            current = Sent(index, direction, _attempts(step, direction))
+            changed, answer = self.kind.calmly(node, world, current)
+            given = [other for other in ANSWERS if replies & bit(current, other)]
+            reply = bit(current, answer or given[0])
+            return self._along(Place(node, changed, replies), node.replies[reply])
+        return self._along(place, node.timers[0]) if node.timers else None
+
+    def _way_to(self, place: Place[W]) -> str:
+        way: list[str] = []
+        at: Place[W] | None = place
+        while at is not None:
+            steps = " ".join(
+                f"{name}={step.phase}/{step.attempt}/{step.undo_attempt}"
+                for name, step in zip(self.graph.names, at.node.steps, strict=True)
+            )
+            way.append(f"{at.node.state.status} {steps} world={at.world} replies={at.replies:b}")
+            at = self.places[at]
+        return "\n".join(("the way there:", *reversed(way), f"of {self.graph.definition}"))
