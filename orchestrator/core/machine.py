@@ -432,9 +432,11 @@ def _irrevocable(definition: Definition, state: SagaState) -> bool:
     pivot = definition.pivot
     if pivot is None or state.backward:
         return False
-    phase = state.step(pivot.name).phase
-    unknown = phase in {Phase.RETRYING, Phase.FAILED}
-    return phase is Phase.SUCCEEDED or (_unsafe(pivot) and unknown)
+    step = state.step(pivot.name)
+    # Another attempt in flight does not make the first one known again.
+    again = step.phase is Phase.RUNNING and step.attempt > 1
+    unknown = again or step.phase in {Phase.RETRYING, Phase.FAILED}
+    return step.phase is Phase.SUCCEEDED or (_unsafe(pivot) and unknown)
 
 
 def _unsafe(planned: PlannedStep) -> bool:
