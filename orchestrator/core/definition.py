@@ -234,7 +234,7 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
     payload = None
     if step.payload is not None:
         payload = {
-            name: value if isinstance(value, Input | Output) else Literal(value)
+            name: value if isinstance(value, Input | Output | Literal) else Literal(value)
             for name, value in step.payload.items()
         }
     return PlannedStep(
