@@ -13,33 +13,31 @@ What stands in Redis keeps kombu's format, so any kombu consumer gives expired m
 
 To use it for a Celery app, workers included (they gain the cached client)::
 
-    app.conf.broker_transport = transport_for(app.conf.broker_write_url)
+    app.conf.broker_transport = transport_for(app.conf.broker_write_url)  # shared.broker_transport
 
 or name it in the configuration: ``broker_transport = "shared.kombu_redis:Transport"``. Without that
 setting everything works as before, on kombu's own transport.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
-from urllib.parse import urlsplit
 
 from kombu import uuid
-from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from kombu.utils.json import dumps
 from typing_extensions import override
 
 from shared.clock import monotonic, utc_now
 
-TRANSPORT: Final = "shared.kombu_redis:Transport"
-"""What kombu calls this transport: a value for Celery's setting ``broker_transport``."""
-
 TAKE_BYTES_MAX: Final = 8 * 1024 * 1024
 """A batch ends with the message that reaches this size, so that no script blocks Redis for long."""
 
-logger = get_logger(__name__)
+_SETTLE_TAGS_MAX: Final = 1_000
+"""Lua's stack holds some thousands of values."""
 
 # KEYS: unacked index, unacked, lists of the queue. ARGV: now, messages, bytes, tag prefix, tail.
 _TAKE = """
@@ -58,21 +56,24 @@ end
 return taken
 """
 
+# KEYS: unacked index, unacked. ARGV: now, tag, message. One command instead of a transaction of four.
+_APPEND = """
+redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+"""
+
+# KEYS: unacked index, unacked. ARGV: tags.
+_SETTLE = """
+redis.call('ZREM', KEYS[1], unpack(ARGV))
+redis.call('HDEL', KEYS[2], unpack(ARGV))
+"""
+
 
 class Taken(NamedTuple):
     """A message that `Channel.take` took: its tag for `Channel.settle`, and kombu's JSON."""
 
     tag: str
     raw: bytes
-
-
-def transport_for(url: str) -> str | None:
-    """Value for Celery's ``broker_transport``, where this transport fits the URL.
-
-    Only ``redis://`` alone: a list of alternates, TLS (``rediss``), Sentinel and Unix sockets stay
-    with kombu's own transports, which read more out of the URL's scheme.
-    """
-    return TRANSPORT if urlsplit(url).scheme == "redis" and ";" not in url else None
 
 
 class QoS(kombu_redis.QoS):
@@ -91,12 +92,27 @@ class QoS(kombu_redis.QoS):
 
     def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge in one transaction, whichever channel took them."""
-        if not tags:
-            return
-        with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
-            pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
-        for tag in tags:
-            virtual.QoS.ack(self, tag)
+        for first in range(0, len(tags), _SETTLE_TAGS_MAX):
+            part = tags[first : first + _SETTLE_TAGS_MAX]
+            self.channel.run_script(_SETTLE, self._keys, part)
+            for tag in part:
+                virtual.QoS.ack(self, tag)
+
+    @override
+    def append(self, message: Any, delivery_tag: str) -> None:
+        info = message.delivery_info
+        entry = dumps([message._raw, info["exchange"], info["routing_key"]])  # noqa: SLF001 - as kombu
+        now = utc_now().timestamp()
+        self.channel.run_script(_APPEND, self._keys, [now, delivery_tag, entry])
+        virtual.QoS.append(self, message, delivery_tag)
+
+    @override
+    def ack(self, delivery_tag: str) -> None:
+        self.settle([delivery_tag])
+
+    @property
+    def _keys(self) -> list[str]:
+        return [self.unacked_index_key, self.unacked_key]
 
     @override
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
@@ -133,6 +149,7 @@ class Channel(kombu_redis.Channel):
     _kept_client: Any = None
     _tag_prefix = ""
     _takes = 0
+    _scripts: Mapping[str, Any] = MappingProxyType({})
     _restored_at = float("-inf")
 
     @override
@@ -144,6 +161,20 @@ class Channel(kombu_redis.Channel):
             if client is None or client.connection_pool is not self.pool:
                 client = self._kept_client = self._create_client()
         yield client
+
+    def run_script(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script of ours; Redis is sent its text only when it does not know it."""
+        if script not in self._scripts:
+            # Not in the class: a script belongs to the client it was made with.
+            self._scripts = {
+                **self._scripts,
+                script: self._create_client().register_script(script),
+            }
+        # A client with a key prefix puts it before the first key only.
+        first, *others = keys
+        prefixed = [first, *(self.global_keyprefix + key for key in others)]
+        with self.conn_or_acquire() as client:
+            return self._scripts[script](keys=prefixed, args=args, client=client)
 
     def take(self, queue: str, messages_max: int, wait_seconds: float = 0) -> list[Taken]:
         """Take messages from a queue, oldest first within a priority; they are unacknowledged then.
@@ -199,31 +230,16 @@ class Channel(kombu_redis.Channel):
         self._tag_prefix = self._tag_prefix or uuid()
         self._takes += 1
         prefix = f"{self._tag_prefix}.{self._takes}."
-        # A prefixing client prefixes the first key only.
-        keys = [
-            self.unacked_index_key,
-            *(self.global_keyprefix + key for key in (self.unacked_key, *lists)),
-        ]
         # No exchange, the queue as routing key: it goes back to this very queue.
         tail = f',"",{json.dumps(queue)}]'
-        with self.conn_or_acquire() as client:
-            raws: list[bytes] = self._take_script(
-                keys=keys,
-                args=[utc_now().timestamp(), messages_max, TAKE_BYTES_MAX, prefix, tail],
-                client=client,
-            )
+        raws: list[bytes] = self.run_script(
+            _TAKE,
+            [self.unacked_index_key, self.unacked_key, *lists],
+            [utc_now().timestamp(), messages_max, TAKE_BYTES_MAX, prefix, tail],
+        )
         taken = [Taken(f"{prefix}{number}", raw) for number, raw in enumerate(raws, 1)]
         cast("QoS", self.qos).remember(taken)
         return taken
-
-    @property
-    def _take_script(self) -> Any:
-        script = self.__dict__.get("_take_script_kept")
-        if script is None:
-            script = self.__dict__["_take_script_kept"] = self._create_client().register_script(
-                _TAKE
-            )
-        return script
 
 
 class Transport(kombu_redis.Transport):

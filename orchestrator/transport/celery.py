@@ -13,7 +13,7 @@ from orchestrator.transport.inbound import Inbound, inbound
 from orchestrator.transport.link import Link
 from orchestrator.transport.outbound import Outbound, outbound, queue_of
 from shared import names
-from shared.kombu_redis import transport_for
+from shared.broker_transport import transport_for
 from shared.messages import Command
 
 REDELIVERY_AFTER: Final = timedelta(seconds=10)
@@ -45,7 +45,7 @@ class CeleryTransport:
         inbound_queue: str = names.REPLIES_QUEUE,
         redelivery_after: timedelta = REDELIVERY_AFTER,
         unavailable_after: timedelta = UNAVAILABLE_AFTER,
-        cheap_redis: bool = True,
+        own_transports: bool = True,
     ) -> None:
         """Describe the connections; nothing is connected yet.
 
@@ -54,14 +54,14 @@ class CeleryTransport:
             inbound_queue: Where replies and requests come in.
             redelivery_after: Redis only: when a message comes back whose orchestrator died.
             unavailable_after: How long to wait for a broker that does not answer, each time.
-            cheap_redis: Use `shared.kombu_redis` for the replies where it fits; off, they go
-                through kombu's own transport.
+            own_transports: Use `shared.kombu_redis` and `shared.kombu_filesystem` where they fit;
+                off, what the app is configured for.
         """
         self._app = app
         self._inbound_queue = inbound_queue
         self._redelivery_after = redelivery_after
         self._unavailable_after = unavailable_after
-        self._cheap_redis = cheap_redis
+        self._own_transports = own_transports
         self._publishing = threading.Lock()
         self._interrupted = threading.Event()
         self._outbound: Outbound | None = None
@@ -151,9 +151,11 @@ class CeleryTransport:
         return _url(self._app.conf.broker_read_url)
 
     def _connect_out(self) -> Connection:
-        bounds = _bounds(self._write_url(), self._unavailable_after)
+        url = self._write_url()
         return self._app.connection_for_write(
-            connect_timeout=self._unavailable_after.total_seconds(), transport_options=bounds
+            connect_timeout=self._unavailable_after.total_seconds(),
+            transport=self._transport(url),
+            transport_options=_bounds(url, self._unavailable_after),
         )
 
     def _connect_in(self) -> Connection:
@@ -162,9 +164,12 @@ class CeleryTransport:
         return self._app.connection_for_read(
             connect_timeout=self._unavailable_after.total_seconds(),
             heartbeat=_HEARTBEAT.total_seconds(),
-            transport=transport_for(url) if self._cheap_redis else None,
+            transport=self._transport(url),
             transport_options=_bounds(url, self._unavailable_after) | bookkeeping,
         )
+
+    def _transport(self, url: str) -> str | None:
+        return transport_for(url) if self._own_transports else None
 
     def _redis_bookkeeping(self) -> dict[str, Any]:
         """Of our own, and the same for all orchestrators.
@@ -174,6 +179,7 @@ class CeleryTransport:
         """
         prefix = self._inbound_queue
         return {
+            "ack_emulation": True,
             "unacked_key": f"{prefix}.unacked",
             "unacked_index_key": f"{prefix}.unacked_index",
             "unacked_mutex_key": f"{prefix}.unacked_mutex",

@@ -5,10 +5,10 @@ a thread: time passes when `MemoryBroker.advance` is called.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from random import Random
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 from typing_extensions import override
@@ -22,6 +22,12 @@ from shared.ids import command_id
 from shared.messages import CancelRequest, Command, Reply, StartRequest
 
 T = TypeVar("T")
+
+_TASKS: Final[Mapping[type, str]] = {
+    Reply: names.REPLY_TASK,
+    StartRequest: names.START_TASK,
+    CancelRequest: names.CANCEL_TASK,
+}
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +86,7 @@ class _Queue(Generic[T]):
 
     def take(self, most: int) -> list[Held[T]]:
         """The oldest messages; they are held until they are settled or given back."""
-        taken = []
+        taken: list[Held[T]] = []
         while self._ready and len(taken) < most:
             self._number += 1
             self._held[self._number] = self._ready.popleft()
@@ -110,13 +116,15 @@ class _Queue(Generic[T]):
         """When the next delayed message comes."""
         return min((at for at, _, _ in self._later), default=None)
 
-    def __len__(self) -> int:
+    @property
+    def pending(self) -> int:
         """Messages that are ready, delayed or held."""
         return len(self._ready) + len(self._later) + len(self._held)
 
     def _fires(self, fault: str) -> bool:
         # Drawn for every message, so that a fault switched off does not shift the others.
-        fires = self._random.random() < getattr(self.faults, fault)
+        chance: float = getattr(self.faults, fault)
+        fires = self._random.random() < chance
         if fires:
             self._fired[fault] += 1
         return fires
@@ -177,9 +185,10 @@ class MemoryBroker:
         """No faults from now on; messages that are delayed still come late."""
         self._faults = self._commands.faults = self._inbound.faults = Faults()
 
-    def __len__(self) -> int:
+    @property
+    def pending(self) -> int:
         """Messages that are ready, delayed or held, in both directions."""
-        return len(self._commands) + len(self._inbound)
+        return self._commands.pending + self._inbound.pending
 
     # The participants' side ------------------------------------------------------------------
 
@@ -202,16 +211,9 @@ class MemoryBroker:
             message: What it says.
             task_id: Its Celery task id; a reply's is derived where it is missing.
         """
-        match message:
-            case Reply():
-                task = names.REPLY_TASK
-                task_id = task_id or command_id(
-                    message.saga_id, message.step, message.direction, message.attempt
-                )
-            case StartRequest():
-                task = names.START_TASK
-            case CancelRequest():
-                task = names.CANCEL_TASK
+        if isinstance(message, Reply) and not task_id:
+            task_id = command_id(message.saga_id, message.step, message.direction, message.attempt)
+        task = _TASKS[type(message)]
         self.send_raw(InboundMessage(task=task, task_id=task_id, body=task_body(message)))
 
     def send_raw(self, message: InboundMessage) -> None:
@@ -323,4 +325,4 @@ class MemoryTransport:
 
     @override
     def __repr__(self) -> str:
-        return f"MemoryTransport({len(self.broker)} messages)"
+        return f"MemoryTransport({self.broker.pending} messages)"
