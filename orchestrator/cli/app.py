@@ -1,0 +1,62 @@
+"""The command line as a whole: which commands there are, and what they are called."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.db import make_db
+from orchestrator.cli.demo import demo
+from orchestrator.cli.dev import dev
+from orchestrator.cli.look import logs, trace
+from orchestrator.cli.sagas import cancel, dead_letters, definitions, list_sagas, show
+from orchestrator.cli.start import start
+
+
+def make_app() -> typer.Typer:
+    """The command, with its commands."""
+    # Rich help is worth its import on a terminal only.
+    markup = "rich" if sys.stdout.isatty() else None
+    app = typer.Typer(
+        name="saga",
+        rich_markup_mode=markup,  # type: ignore[arg-type]  # a Literal that mypy widens
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_saga)
+    app.command("start")(start)
+    app.command("list")(list_sagas)
+    app.command("show")(show)
+    app.command("cancel")(cancel)
+    app.command("trace")(trace)
+    app.command("logs")(logs)
+    app.command("definitions")(definitions)
+    app.command("dead-letters")(dead_letters)
+    app.add_typer(make_db(markup), name="db")
+    app.command("dev")(dev)
+    app.command("demo")(demo)
+    return app
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from shared.telemetry.config import DISTRIBUTION
+
+        print(f"saga {version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+def _saga(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Durable sagas with compensations and one trace id, on the Celery you already run.
+
+    Start with `saga dev` in one terminal and `saga start place-order --input '{"order_id": "1"}'
+    --wait` in another.
+    """

@@ -1,0 +1,99 @@
+"""What a command runs in: the settings, a client, and telemetry that is handed over at the end."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client
+    from shared.settings import Settings
+
+SERVICE: Final = "saga-cli"
+
+_TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+def settings() -> "Settings":
+    """The settings of this process; their import costs more than all else that `--help` needs."""
+    from shared.settings import settings as read
+
+    return read()
+
+
+@contextmanager
+def reading() -> Iterator["Client"]:
+    """A client for commands that only read; no broker is needed."""
+    from orchestrator.bootstrap import make_reader
+
+    import_from_here()
+    _log_errors_only()
+    client = make_reader(settings())
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def acting(service: str = SERVICE) -> Iterator["Client"]:
+    """A client for commands that change something.
+
+    Its log lines go where those of the other processes go, and its spans are handed over before
+    the command ends: within the limit that the configuration sets, however slow the collector.
+    """
+    from orchestrator.bootstrap import make_client
+    from shared.telemetry import setup
+
+    import_from_here()
+    _log_to_file(service)
+    setup.start(service)
+    try:
+        client = make_client(settings())
+        try:
+            yield client
+        finally:
+            client.close()
+    finally:
+        setup.shutdown()
+
+
+def log_folders(configured: "Settings") -> list[Path]:
+    """Where the log files of this machine are."""
+    return list(dict.fromkeys([*filter(None, [configured.log_dir]), configured.home / "logs"]))
+
+
+def as_trace_id(text: str) -> str | None:
+    """The trace id in an argument: the id itself, or a whole ``traceparent``; else None."""
+    from shared.telemetry.propagation import parse_traceparent
+
+    parent = parse_traceparent(text)
+    if parent is not None:
+        return parent.trace_id
+    return text.lower() if _TRACE_ID.fullmatch(text.lower()) else None
+
+
+def import_from_here() -> None:
+    """Look for definitions in the current folder, too, as `celery -A` does."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+def _log_to_file(service: str) -> None:
+    from shared.telemetry import logs
+
+    configured = settings()
+    folder = log_folders(configured)[0]
+    with suppress(OSError):  # a command that has nowhere to write its log still does its work
+        logs.configure(service, level=configured.log_level, log_dir=folder)
+        return
+    _log_errors_only()
+
+
+def _log_errors_only() -> None:
+    from shared.telemetry import logs
+
+    logs.configure(SERVICE, level="ERROR", fd=sys.stderr.fileno())
