@@ -100,6 +100,18 @@ def free_port() -> int:
         return port
 
 
+def port_is_free(port: int) -> bool:
+    """Whether nobody listens on that TCP port of the loopback interface at the moment."""
+    with socket.socket() as probe:
+        # As servers do: connections of the last server that linger do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
 class PrivateRedis:
     """A redis-server of our own, with append-only persistence in one folder.
 
