@@ -80,6 +80,8 @@ class _WorkerTelemetry:
         if len(queues) == 1:
             self._service = queues[0].strip()
         os.environ[_SERVICE_VARIABLE] = self._service
+        if self._settings().log_dir is None:
+            instance.quiet = True  # the banner would stand between the JSON lines
 
     def on_setup_logging(
         self, loglevel: int | None = None, logfile: str | None = None, **_: Any
