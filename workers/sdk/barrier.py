@@ -203,7 +203,9 @@ class Barrier:
             outcome=None if outcome is None else codec.encode(outcome).decode(),
             created_at=utc_now(),
         )
-        return connection.execute(insert.on_conflict_do_nothing()).rowcount == 1
+        # Drivers differ in what they count for an insert; a row that comes back was inserted.
+        returned = insert.on_conflict_do_nothing().returning(saga_barrier.c.attempt)
+        return connection.execute(returned).first() is not None
 
     def _turn(self) -> AbstractContextManager[Any]:
         return _sqlite_turn(str(self.engine.url)) if self._sqlite else nullcontext()

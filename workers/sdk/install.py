@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import structlog
 from celery import Celery, Task, signals
+from celery.app.registry import TaskRegistry
 from celery.utils.dispatch import Signal
 from typing_extensions import override
 
@@ -56,19 +57,19 @@ def install(app: Celery[Any]) -> None:
     prepare(app)
 
     def adopt_all(**_: Any) -> None:
-        for task in list(app.tasks.values()):
+        registry = app.tasks
+        for task in registry.values():
             _adopt(task)
+        # Modules that are imported later register more tasks. No signal tells of them, and
+        # `worker_init` is not sent in a child that was spawned.
+        registry.__class__ = type("AdoptingRegistry", (_AdoptingRegistry, type(registry)), {})
 
-    def adopt_at_start(sender: Any, **_: Any) -> None:
-        if sender.app is app:
-            adopt_all()
-
-    finalized: Signal = app.on_after_finalize
-    finalized.connect(adopt_all, weak=False)
-    # Modules that the worker imports by itself may register tasks after that.
-    signals.worker_init.connect(adopt_at_start, weak=False)
     if getattr(app, "finalized", False):  # the stubs leave it out
         adopt_all()
+    else:
+        # Not now: looking at the tasks would read the app's configuration.
+        finalized: Signal = app.on_after_finalize
+        finalized.connect(adopt_all, weak=False)
 
 
 def prepare(app: Celery[Any]) -> None:
@@ -76,6 +77,15 @@ def prepare(app: Celery[Any]) -> None:
     if not _prepared:
         signals.task_unknown.connect(_answer_unknown, weak=False)
     _prepared.add(app)
+
+
+class _AdoptingRegistry(TaskRegistry):
+    """The tasks of an app, adopted as they come."""
+
+    @override
+    def __setitem__(self, name: str, task: Task[Any, Any]) -> None:
+        _adopt(task)
+        super().__setitem__(name, task)
 
 
 class _AdoptedTask(Task[Any, Any]):

@@ -4,6 +4,7 @@ import traceback
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
 from shared.messages import (
     FAILURE_MESSAGE_CHARS_MAX,
@@ -28,6 +29,10 @@ class Reject(Exception):
         self.code = code
         self.message = message
 
+    @override
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" if self.message else self.code
+
 
 class Fail(Exception):
     """The attempt failed in a way that the function can name; what happened counts as unknown.
@@ -45,6 +50,10 @@ class Fail(Exception):
         self.kind = kind
         self.message = message
         self.retryable = retryable
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}" if self.message else self.kind
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,65 @@
+"""Runs tasks in this process, through Celery's own tracer, with replies on a broker in memory."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from celery import Celery
+from kombu import Connection
+
+from shared import codec, names
+from shared.ids import command_id
+from shared.messages import Reply
+from tests.workers.stand_in import headers
+from workers.sdk.command import StepCommand
+
+
+class Eager:
+    """An app whose broker is ``memory://``."""
+
+    def __init__(self, app: Celery[Any]) -> None:
+        self._app = app
+        self._connection = Connection("memory://")
+
+    def __enter__(self) -> Self:
+        self._queue = self._connection.SimpleQueue(names.REPLIES_QUEUE)
+        self._queue.clear()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._queue.close()
+        self._connection.release()
+
+    def run(
+        self,
+        task: str,
+        of: StepCommand,
+        payload: Mapping[str, Any],
+        *,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[Reply]:
+        """Run a step; returns the replies that it sent."""
+        self._app.tasks[task].apply(
+            kwargs=dict(payload),
+            task_id=command_id(of.saga_id, of.step, of.direction, of.attempt),
+            headers={**headers(of), **(extra or {})},
+        )
+        return self.replies()
+
+    def plainly(self, task: str, payload: Mapping[str, Any]) -> Any:
+        """Run a task outside of any saga; returns what it returned."""
+        return self._app.tasks[task].apply(kwargs=dict(payload)).get()
+
+    def replies(self) -> list[Reply]:
+        """Take the replies that are there."""
+        found = []
+        while self._queue.qsize():
+            message: Any = self._queue.get(block=False)
+            message.ack()
+            found.append(codec.decode(message.body, tuple[list[Any], Reply, dict[str, Any]])[1])
+        return found
