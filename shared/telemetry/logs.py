@@ -225,9 +225,9 @@ class _Describe:
         record: logging.LogRecord = event.pop("_record")
         event.pop("_from_structlog")
         positional = event.pop("positional_args", None)
-        moment = datetime.fromtimestamp(record.created, UTC)
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
         line: EventDict = {
-            names.LOG_TIMESTAMP: f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z",
+            names.LOG_TIMESTAMP: moment.replace("+00:00", "Z"),
             names.LOG_LEVEL: record.levelname.lower(),
             names.LOG_EVENT: event.pop("event", ""),
             names.LOG_LOGGER: record.name,

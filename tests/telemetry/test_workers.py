@@ -33,7 +33,7 @@ class Worker:
         home: Path,
         broker_url: str,
         *arguments: str,
-        env: Mapping[str, str],
+        env: dict[str, str],
         log_dir: Path | None = Path("logs"),
     ) -> None:
         self.home = home
