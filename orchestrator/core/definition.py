@@ -5,8 +5,8 @@ happens, in a form that can be stored, compared and read back without the code t
 saga finishes on the definition that it started with.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Final
@@ -16,11 +16,7 @@ import msgspec
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DecodeError, DefinitionError, InputError
-from shared.names import UNDO_ARGUMENT, participant_queue
-
-STEPS_MAX: Final = 100
-NAME_CHARS_MAX: Final = 64
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
+from shared.names import participant_queue
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +154,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def beyond_pivot(self) -> frozenset[str]:
         """Names of the steps that come after the pivot."""
-        return _reachable(self.successors, self.pivot.name) if self.pivot else frozenset()
+        return reachable(self.successors, self.pivot.name) if self.pivot else frozenset()
 
 
 class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -183,7 +179,10 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def __post_init__(self) -> None:
         """Report all mistakes at once."""
-        problems = tuple(_problems(self))
+        # Here, since the checks need the types that are defined in this module.
+        from orchestrator.core.checks import saga_problems
+
+        problems = tuple(saga_problems(self))
         if problems:
             listed = "".join(f"\n  - {problem}" for problem in problems)
             raise DefinitionError(
@@ -194,17 +193,12 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def definition(self) -> Definition:
         """The part that is stored with the sagas that run on it."""
-        previous: tuple[str, ...] = ()
-        planned = []
-        for step in self.steps:
-            planned.append(_planned(step, previous))
-            previous = (step.name,)
         return Definition(
             name=self.name,
             version=self.version,
             deadline=self.deadline,
             input_schema=msgspec.json.schema(self.input),
-            steps=tuple(planned),
+            steps=planned_steps(self.steps),
         )
 
     def check_input(self, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +210,9 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         Raises:
             InputError: Names every field that is missing, unknown or of another type.
         """
-        problems = tuple(_input_problems(self.input, value))
+        from orchestrator.core.checks import input_problems
+
+        problems = tuple(input_problems(self.input, value))
         if problems:
             raise InputError(
                 f"The input does not fit {self.input.__name__} of saga {self.name!r}: "
@@ -225,18 +221,30 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 problems=problems,
                 hint="Nothing was started.",
             )
-        checked = msgspec.convert(value, self.input)
-        return dict(msgspec.to_builtins(checked))
+        checked = msgspec.convert(value, self.input, str_keys=True)
+        # Field by field: a type may leave out its defaults, or add a tag, when it is encoded.
+        fields = {
+            field.encode_name: getattr(checked, field.name)
+            for field in msgspec.structs.fields(self.input)
+        }
+        return codec.decode(codec.encode(fields), dict[str, Any])
+
+
+def planned_steps(steps: Iterable[Step]) -> tuple[PlannedStep, ...]:
+    """The stored form of steps, every default filled in."""
+    previous: tuple[str, ...] = ()
+    planned = []
+    for step in steps:
+        planned.append(_planned(step, previous))
+        previous = (step.name,)
+    return tuple(planned)
 
 
 def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
     undo = Undo(step.compensation) if isinstance(step.compensation, str) else step.compensation
     payload = None
     if step.payload is not None:
-        payload = {
-            name: value if isinstance(value, Input | Output | Literal) else Literal(value)
-            for name, value in step.payload.items()
-        }
+        payload = {name: _reference(value) for name, value in step.payload.items()}
     return PlannedStep(
         name=step.name,
         action=step.action,
@@ -246,146 +254,22 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
         retry=step.retry,
         compensation_retry=step.compensation_retry,
         pivot=step.pivot,
-        after=previous if step.after is None else step.after,
+        after=previous if step.after is None else tuple(step.after),
         payload=payload,
     )
 
 
-# Checks of a definition ----------------------------------------------------------------------
+def _reference(value: Any) -> Input | Output | Literal:
+    if isinstance(value, Input | Output):
+        return value
+    plain = value.value if isinstance(value, Literal) else value
+    # As JSON gives it back: what is stored equals what the code says, a tuple is a list.
+    with suppress(DecodeError):  # the checks name it
+        plain = codec.decode(codec.encode(plain), Any)
+    return Literal(plain)
 
 
-def _problems(saga: Saga) -> list[str]:
-    found = [*_name_problems("the saga", saga.name)]
-    if saga.version < 1:
-        found.append(f"version is {saga.version}; it must be 1 or more")
-    if saga.deadline is not None and saga.deadline <= timedelta(0):
-        found.append(f"deadline is {saga.deadline}; it must be positive")
-    if not _is_struct_type(saga.input):
-        found.append(f"input is {saga.input!r}; it must be a subclass of msgspec.Struct")
-        return found
-    if UNDO_ARGUMENT in saga.input.__struct_fields__:
-        found.append(
-            f"input has a field {UNDO_ARGUMENT!r}; compensations get undo data by that name"
-        )
-    if not 1 <= len(saga.steps) <= STEPS_MAX:
-        found.append(f"it has {len(saga.steps)} steps; between 1 and {STEPS_MAX} are allowed")
-        return found
-    names = [step.name for step in saga.steps]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(f"step {name!r}: the name is used {names.count(name)} times")
-    for step in saga.steps:
-        found += [f"step {step.name!r}: {problem}" for problem in _step_problems(step)]
-    return found or _graph_problems(saga)
-
-
-def _is_struct_type(value: object) -> bool:
-    # msgspec does not check what is passed to a constructor.
-    return isinstance(value, type) and issubclass(value, msgspec.Struct)
-
-
-def _name_problems(what: str, name: str) -> list[str]:
-    if len(name) > NAME_CHARS_MAX or not _NAME.fullmatch(name):
-        return [
-            f"{what} is named {name!r}; a name has 1 to {NAME_CHARS_MAX} letters, digits, "
-            "'-', '_' or '.', and begins with a letter or a digit"
-        ]
-    return []
-
-
-def _step_problems(step: Step) -> list[str]:
-    found = _name_problems("it", step.name)
-    if not step.action:
-        found.append("action is empty; it must be a Celery task name")
-    if step.compensation == "":
-        found.append("compensation is empty; name a Celery task or NOTHING_TO_UNDO")
-    if step.timeout <= timedelta(0):
-        found.append(f"timeout is {step.timeout}; it must be positive")
-    for field, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
-        if retry.attempts is not None and retry.attempts < 1:
-            found.append(f"{field}.attempts is {retry.attempts}; it must be 1 or more, or None")
-        if retry.backoff.wait_first < timedelta(0) or retry.backoff.wait_max < timedelta(0):
-            found.append(f"{field}.backoff waits less than nothing")
-        if retry.backoff.factor < 1:
-            found.append(f"{field}.backoff.factor is {retry.backoff.factor}; it must be 1 or more")
-    return found
-
-
-def _graph_problems(saga: Saga) -> list[str]:
-    definition = saga.definition
-    known = definition.by_name
-    found = [
-        f"step {step.name!r}: after names {name!r}, which is no step of this saga"
-        for step in definition.steps
-        for name in step.after
-        if name not in known
-    ]
-    if found:
-        return found
-    upstream = {step.name: _upstream(known, step.name) for step in definition.steps}
-    cyclic = [name for name, before in upstream.items() if name in before]
-    if cyclic:
-        return [f"steps {', '.join(map(repr, cyclic))} wait for each other"]
-    for step in definition.steps:
-        found += _payload_problems(saga.input, step, upstream[step.name])
-    return found + _pivot_problems(definition, upstream)
-
-
-def _payload_problems(
-    input_type: type[msgspec.Struct], step: PlannedStep, upstream: frozenset[str]
-) -> list[str]:
-    found = []
-    fields = input_type.__struct_encode_fields__
-    for argument, reference in (step.payload or {}).items():
-        where = f"step {step.name!r}: payload {argument!r}"
-        match reference:
-            case Input(path) if path.partition(".")[0] not in fields:
-                found.append(f"{where} is Input({path!r}), but the input has {', '.join(fields)}")
-            case Output(other) if other not in upstream:
-                found.append(f"{where} is the output of {other!r}, which is no step before it")
-            case Literal(value):
-                try:
-                    codec.encode(value)
-                except DecodeError as error:
-                    found.append(f"{where} is {error}")
-            case _:
-                pass
-        if argument == UNDO_ARGUMENT:
-            found.append(f"{where}: compensations get undo data by that name; choose another")
-    return found
-
-
-def _pivot_problems(definition: Definition, upstream: dict[str, frozenset[str]]) -> list[str]:
-    pivots = [step.name for step in definition.steps if step.pivot]
-    if len(pivots) > 1:
-        return [f"steps {', '.join(map(repr, pivots))} are all the pivot; a saga has at most one"]
-    beyond = definition.beyond_pivot
-    found = []
-    for step in definition.steps:
-        if step.name in beyond:
-            if step.retry.attempts == 1:
-                found.append(
-                    f"step {step.name!r} comes after the pivot and is never retried; "
-                    "only forward recovery exists there: give it a retry"
-                )
-            continue
-        if not step.pivot and step.compensation is None:
-            found.append(
-                f"step {step.name!r} has no compensation; name a task, "
-                "or say compensation=NOTHING_TO_UNDO"
-            )
-        if pivots and not step.pivot and step.name not in upstream[pivots[0]]:
-            found.append(
-                f"step {step.name!r} is neither before nor after the pivot {pivots[0]!r}; "
-                "connect it with after=(...)"
-            )
-    return found
-
-
-def _upstream(steps: Mapping[str, PlannedStep], name: str) -> frozenset[str]:
-    return _reachable({step.name: step.after for step in steps.values()}, name)
-
-
-def _reachable(edges: Mapping[str, tuple[str, ...]], start: str) -> frozenset[str]:
+def reachable(edges: Mapping[str, tuple[str, ...]], start: str) -> frozenset[str]:
     """Every node that a walk along `edges` reaches from `start`; `start` only on a cycle."""
     found: set[str] = set()
     open_ends = [*edges[start]]
@@ -395,35 +279,3 @@ def _reachable(edges: Mapping[str, tuple[str, ...]], start: str) -> frozenset[st
             found.add(name)
             open_ends += edges[name]
     return frozenset(found)
-
-
-# Checks of an input --------------------------------------------------------------------------
-
-
-def _input_problems(input_type: type[msgspec.Struct], value: Mapping[str, Any]) -> list[str]:
-    """Every field that is wrong: msgspec itself stops at the first."""
-    fields = {field.encode_name: field for field in msgspec.structs.fields(input_type)}
-    found = [
-        f"{name}: unknown field (the input has {', '.join(fields)})"
-        for name in value
-        if name not in fields
-    ]
-    for name, field in fields.items():
-        if name in value:
-            try:
-                msgspec.convert(value[name], field.type)
-            except msgspec.ValidationError as error:
-                found.append(f"{name}: {_first_lower(str(error))}")
-        elif field.required:
-            found.append(f"{name}: missing")
-    if not found:
-        # What no single field shows: __post_init__ of the type, tags, forbidden combinations.
-        try:
-            msgspec.convert(value, input_type)
-        except msgspec.ValidationError as error:
-            found.append(_first_lower(str(error)))
-    return found
-
-
-def _first_lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

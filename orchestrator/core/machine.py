@@ -315,7 +315,7 @@ def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Ite
             )
 
 
-def _retry_at(  # noqa: PLR0913 - one argument for each thing the policy looks at
+def _retry_at(
     definition: Definition,
     state: SagaState,
     name: str,
@@ -511,7 +511,7 @@ def _payload_problem(planned: PlannedStep, state: SagaState) -> Failure | None:
     return None
 
 
-def _resolve(reference: Input | Output | Literal, state: SagaState) -> Any:  # noqa: ANN401 - JSON
+def _resolve(reference: Input | Output | Literal, state: SagaState) -> Any:
     match reference:
         case Literal(value):
             return value
@@ -523,7 +523,7 @@ def _resolve(reference: Input | Output | Literal, state: SagaState) -> Any:  # n
             assert_never(reference)
 
 
-def _at(value: Any, path: str, where: str) -> Any:  # noqa: ANN401 - JSON
+def _at(value: Any, path: str, where: str) -> Any:
     for part in path.split(".") if path else ():
         if not isinstance(value, Mapping) or part not in value:
             raise LookupError(f"{where} has no {path!r}")

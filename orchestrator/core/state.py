@@ -7,10 +7,10 @@
 Every rule of what an event *means* is here; what happens *next* is in `machine`.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from functools import reduce
-from collections.abc import Iterable
 from typing import Any, assert_never
 
 import msgspec
@@ -147,7 +147,9 @@ def fold(history: Iterable[Event]) -> SagaState | None:
     return reduce(evolve, history, None)
 
 
-def evolve(state: SagaState | None, event: Event) -> SagaState:
+def evolve(  # noqa: C901, PLR0912 - one case for each event
+    state: SagaState | None, event: Event
+) -> SagaState:
     """The state after an event.
 
     Raises:

@@ -30,7 +30,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 def step(name: str, **options: Any) -> Step:
     """A step with a compensation; ``compensation=None`` takes it away."""
-    return Step(name, f"service.{name}", **{"compensation": f"service.undo-{name}", **options})
+    named = {"action": f"service.{name}", "compensation": f"service.undo-{name}"}
+    return Step(name, **{**named, **options})
 
 
 def saga(*steps: Step, deadline: timedelta | None = None) -> Saga:

@@ -1,0 +1,304 @@
+"""Checks of a saga definition and of an input: all mistakes at once, each named.
+
+They run when a `Saga` is built and when one is started, never while it runs.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final, TypeGuard
+
+import msgspec
+
+from orchestrator.core.definition import (
+    Definition,
+    Input,
+    Literal,
+    Output,
+    PlannedStep,
+    Retry,
+    Saga,
+    Step,
+    planned_steps,
+    reachable,
+)
+from shared import codec
+from shared.backoff import Backoff
+from shared.errors import DecodeError
+from shared.names import UNDO_ARGUMENT
+
+STEPS_MAX: Final = 100
+NAME_CHARS_MAX: Final = 64
+FACTOR_MAX: Final = 100
+"""Largest factor of a back-off: beyond it the wait would overflow within the first attempts."""
+DURATION_MAX: Final = timedelta(days=3650)
+"""Longest time-out, wait and deadline: adding it to the time of day stays within the calendar."""
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
+_ZERO: Final = timedelta(0)
+
+
+def saga_problems(saga: Saga) -> list[str]:
+    """Every mistake in a definition, in words that name the step and the field."""
+    found = _type_problems(saga, skip="input")
+    if found:
+        return found
+    found += _name_problems("the saga", saga.name)
+    if saga.version < 1:
+        found.append(f"version is {saga.version}; it must be 1 or more")
+    if saga.deadline is not None:
+        found += _duration_problems("deadline", saga.deadline)
+    found += _input_type_problems(saga.input)
+    if not 1 <= len(saga.steps) <= STEPS_MAX:
+        found.append(f"it has {len(saga.steps)} steps; between 1 and {STEPS_MAX} are allowed")
+        return found
+    names = [step.name for step in saga.steps]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    found += [f"step {name!r}: the name is used {names.count(name)} times" for name in twice]
+    typed = True
+    for step in saga.steps:
+        mistyped = _step_type_problems(step)
+        typed = typed and not mistyped
+        problems = mistyped or _step_problems(step)
+        found += [f"step {step.name!r}: {problem}" for problem in problems]
+    # Without names and types that hold, the graph would be another one than the one that is meant.
+    return found if twice or not typed else found + _graph_problems(saga)
+
+
+# One value ------------------------------------------------------------------------------------
+
+
+def _type_problems(struct: msgspec.Struct, *, skip: str = "", prefix: str = "") -> list[str]:
+    # msgspec does not check what is passed to a constructor: `timeout=30` would get here.
+    found = []
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        if field.name == skip:
+            continue
+        try:
+            converted = msgspec.convert(value, field.type)
+            # Not a number is not even itself; the check of the value names it.
+            fits = converted == _as_tuple(value) or value != value  # noqa: PLR0124
+            wanted = "it is not of the declared type"
+        except msgspec.ValidationError as error:
+            fits, wanted = False, _first_lower(str(error))
+        if not fits:
+            found.append(f"{prefix}{field.name} is {value!r}; {wanted}")
+    return found
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _step_type_problems(step: Step) -> list[str]:
+    found = _type_problems(step)
+    for field, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
+        if isinstance(retry, Retry):
+            found += _type_problems(retry, prefix=f"{field}.")
+            if isinstance(retry.backoff, Backoff):
+                found += _type_problems(retry.backoff, prefix=f"{field}.backoff.")
+    return found
+
+
+def _name_problems(what: str, name: str) -> list[str]:
+    if len(name) > NAME_CHARS_MAX or not _NAME.fullmatch(name):
+        rule = "letters, digits, '-', '_' or '.', and begins with a letter or a digit"
+        return [f"{what} is named {name!r}; a name has 1 to {NAME_CHARS_MAX} {rule}"]
+    return []
+
+
+def _duration_problems(field: str, value: timedelta, *, zero: bool = False) -> list[str]:
+    if value < _ZERO or (value == _ZERO and not zero):
+        return [f"{field} is {value}; it must {'not be negative' if zero else 'be positive'}"]
+    if value > DURATION_MAX:
+        return [f"{field} is {value}; at most {DURATION_MAX.days} days are allowed"]
+    return []
+
+
+def _input_type_problems(input_type: object) -> list[str]:
+    if not _is_struct_type(input_type):
+        return [f"input is {input_type!r}; it must be a subclass of msgspec.Struct"]
+    found = []
+    if input_type.__struct_config__.array_like:
+        found.append(f"input {input_type!r} is array_like; an input is an object with fields")
+    if UNDO_ARGUMENT in _fields(input_type):
+        found.append(
+            f"input has a field {UNDO_ARGUMENT!r}; compensations get undo data by that name"
+        )
+    try:
+        msgspec.json.schema(input_type)
+    except TypeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        found.append(f"input {input_type!r} has no JSON form: {reason}")
+    return found
+
+
+def _is_struct_type(value: object) -> TypeGuard[type[msgspec.Struct]]:
+    return isinstance(value, type) and issubclass(value, msgspec.Struct)
+
+
+def _fields(input_type: type[msgspec.Struct]) -> tuple[str, ...]:
+    return input_type.__struct_encode_fields__
+
+
+# One step -------------------------------------------------------------------------------------
+
+
+def _step_problems(step: Step) -> list[str]:
+    found = _name_problems("it", step.name)
+    if not step.action:
+        found.append("action is empty; it must be a Celery task name")
+    if step.compensation == "":
+        found.append("compensation is empty; name a Celery task or NOTHING_TO_UNDO")
+    found += _duration_problems("timeout", step.timeout)
+    for field, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
+        if retry.attempts is not None and retry.attempts < 1:
+            found.append(f"{field}.attempts is {retry.attempts}; it must be 1 or more, or None")
+        backoff, where = retry.backoff, f"{field}.backoff"
+        found += _duration_problems(f"{where}.wait_first", backoff.wait_first, zero=True)
+        found += _duration_problems(f"{where}.wait_max", backoff.wait_max, zero=True)
+        if not 1 <= backoff.factor <= FACTOR_MAX:
+            found.append(
+                f"{where}.factor is {backoff.factor}; it must be between 1 and {FACTOR_MAX}"
+            )
+    for argument, value in (step.payload or {}).items():
+        found += [f"payload {argument!r} {problem}" for problem in _argument_problems(value)]
+        if argument == UNDO_ARGUMENT:
+            found.append(
+                f"payload {argument!r}: compensations get undo data by that name; choose another"
+            )
+    return found
+
+
+def _argument_problems(value: object) -> list[str]:
+    if isinstance(value, Input | Output):
+        return []
+    plain = value.value if isinstance(value, Literal) else value
+    if _holds_reference(plain):
+        return ["has a reference inside a value; a reference is the whole value of an argument"]
+    try:
+        codec.encode(plain)
+    except DecodeError as error:
+        return [f"is {error}"]
+    return []
+
+
+def _holds_reference(value: object) -> bool:
+    match value:
+        case Input() | Output() | Literal():
+            return True
+        case Mapping():
+            return any(map(_holds_reference, value.values()))
+        case list() | tuple() | set() | frozenset():
+            return any(map(_holds_reference, value))
+        case _:
+            return False
+
+
+# The graph ------------------------------------------------------------------------------------
+
+
+def _graph_problems(saga: Saga) -> list[str]:
+    planned = planned_steps(saga.steps)
+    known = {step.name for step in planned}
+    found = [
+        f"step {step.name!r}: after names {name!r}, which is no step of this saga"
+        for step in planned
+        for name in step.after
+        if name not in known
+    ]
+    steps = tuple(
+        msgspec.structs.replace(step, after=tuple(name for name in step.after if name in known))
+        for step in planned
+    )
+    edges = {step.name: step.after for step in steps}
+    upstream = {name: reachable(edges, name) for name in edges}
+    fields = _fields(saga.input) if _is_struct_type(saga.input) else None
+    for step in steps:
+        found += _payload_problems(fields, step, upstream[step.name])
+    cyclic = [name for name, before in upstream.items() if name in before]
+    if cyclic:
+        return [*found, f"steps {', '.join(map(repr, cyclic))} wait for each other"]
+    definition = Definition(
+        name=saga.name, version=saga.version, deadline=saga.deadline, input_schema={}, steps=steps
+    )
+    return found + _pivot_problems(definition, upstream)
+
+
+def _payload_problems(
+    fields: tuple[str, ...] | None, step: PlannedStep, upstream: frozenset[str]
+) -> list[str]:
+    found = []
+    for argument, reference in (step.payload or {}).items():
+        where = f"step {step.name!r}: payload {argument!r}"
+        match reference:
+            case Input(path) if fields is not None and path.partition(".")[0] not in fields:
+                has = ", ".join(fields) or "no fields"
+                found.append(f"{where} is Input({path!r}), but the input has {has}")
+            case Output(other) if other not in upstream:
+                found.append(f"{where} is the output of {other!r}, which is no step before it")
+            case _:
+                pass
+    return found
+
+
+def _pivot_problems(definition: Definition, upstream: dict[str, frozenset[str]]) -> list[str]:
+    pivots = [step.name for step in definition.steps if step.pivot]
+    if len(pivots) > 1:
+        return [f"steps {', '.join(map(repr, pivots))} are all the pivot; a saga has at most one"]
+    beyond = definition.beyond_pivot
+    found = []
+    for step in definition.steps:
+        if step.name in beyond:
+            if step.retry.attempts == 1:
+                found.append(
+                    f"step {step.name!r} comes after the pivot and is never retried; "
+                    "only forward recovery exists there: give it a retry"
+                )
+            continue
+        if not step.pivot and step.compensation is None:
+            found.append(
+                f"step {step.name!r} has no compensation; name a task, "
+                "or say compensation=NOTHING_TO_UNDO"
+            )
+        if pivots and not step.pivot and step.name not in upstream[pivots[0]]:
+            found.append(
+                f"step {step.name!r} is neither before nor after the pivot {pivots[0]!r}; "
+                "connect it with after=(...)"
+            )
+    return found
+
+
+# Checks of an input --------------------------------------------------------------------------
+
+
+def input_problems(input_type: type[msgspec.Struct], value: object) -> list[str]:
+    """Every field that is wrong: msgspec itself stops at the first."""
+    if not isinstance(value, Mapping):
+        return [f"an object is wanted, not {type(value).__name__}"]
+    fields = {field.encode_name: field for field in msgspec.structs.fields(input_type)}
+    found = [
+        f"{name}: unknown field (the input has {', '.join(fields)})"
+        for name in value
+        if name not in fields
+    ]
+    for name, field in fields.items():
+        if name in value:
+            try:
+                msgspec.convert(value[name], field.type, str_keys=True)
+            except msgspec.ValidationError as error:
+                found.append(f"{name}: {_first_lower(str(error))}")
+        elif field.required:
+            found.append(f"{name}: missing")
+    if not found:
+        # What no single field shows: __post_init__ of the type, tags, forbidden combinations.
+        try:
+            msgspec.convert(value, input_type, str_keys=True)
+        except msgspec.ValidationError as error:
+            found.append(_first_lower(str(error)))
+    return found
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
