@@ -4,6 +4,7 @@ A subclass gives the fixture `world`: the broker, and both ends that are not the
 """
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -432,6 +433,9 @@ class BlockingContract:
         transport = world.transport()
         transport.interrupt()
         assert transport.receive(10, 60) == []
+        began = time.monotonic()
+        assert transport.receive(10, 0.3) == []
+        assert time.monotonic() - began >= 0.3
         world.send(names.REPLY_TASK, reply(5))
         assert attempts(receive_all(transport, 1)) == [5]
 
