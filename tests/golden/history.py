@@ -1,0 +1,63 @@
+"""The form of a golden history, version 1: what arrived when, and what followed."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Event
+from orchestrator.core.machine import Cancel, Message, Start, Tick
+from orchestrator.core.state import SagaState
+from shared.messages import Reply
+
+FOLDER = Path(__file__).parent / "v1"
+SUMS = FOLDER / "SHA256SUMS"
+
+_KINDS: dict[str, type[Message]] = {"start": Start, "reply": Reply, "tick": Tick, "cancel": Cancel}
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, and the decision that it led to.
+
+    Attributes:
+        kind: ``start``, ``reply``, ``tick`` or ``cancel``.
+        message: Its fields.
+        events: What happened.
+        sent: Ids of the commands.
+    """
+
+    at: datetime
+    kind: str
+    message: dict[str, Any]
+    events: tuple[Event, ...]
+    sent: tuple[str, ...]
+    wake_at: datetime | None
+    refused: str = ""
+
+    @property
+    def arrived(self) -> Message:
+        """The message as the machine takes it."""
+        return msgspec.convert(self.message, _KINDS[self.kind])
+
+
+class GoldenHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga from its start to where it got.
+
+    Attributes:
+        form: Version of this file format.
+        about: What the history shows.
+        state: The state at the end.
+    """
+
+    form: int
+    about: str
+    definition: Definition
+    arrivals: tuple[Arrival, ...]
+    state: SagaState
+
+
+def kind_of(message: Message) -> str:
+    """The name of a kind of message in the files."""
+    return next(kind for kind, known in _KINDS.items() if isinstance(message, known))

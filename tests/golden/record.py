@@ -1,0 +1,283 @@
+"""Records golden histories: ``python -m tests.golden.record``.
+
+A file that exists stays as it is, for ever: it stands for the sagas that are in a store out there.
+A new scenario gets a new file; a new form of the files a new folder.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.core.definition import (
+    NOTHING_TO_UNDO,
+    Definition,
+    Input,
+    Output,
+    Retry,
+    Saga,
+    Step,
+)
+from orchestrator.core.events import Trace
+from orchestrator.core.machine import Cancel, Message, Start, Tick, decide
+from orchestrator.core.state import SagaState
+from shared.ids import Direction
+from shared.messages import (
+    Execution,
+    Failed,
+    Failure,
+    Outcome,
+    Rejected,
+    Reply,
+    Succeeded,
+)
+from tests.golden.history import FOLDER, SUMS, Arrival, GoldenHistory, kind_of
+
+SAGA_ID = "0199c8a0-0000-7000-8000-000000000001"
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Order(msgspec.Struct, frozen=True):
+    order_id: str
+    amount: int = 1
+
+
+ORDER = Saga(
+    name="golden-order",
+    version=3,
+    input=Order,
+    deadline=timedelta(hours=1),
+    steps=(
+        Step("reserve", "inventory.reserve", "inventory.release"),
+        Step(
+            "charge",
+            "payment.charge",
+            "payment.refund",
+            retry=Retry(attempts=2),
+            compensation_retry=Retry(attempts=2),
+            payload={
+                "order_id": Input("order_id"),
+                "reservation": Output("reserve", "id"),
+                "currency": "NOK",
+            },
+        ),
+        Step("score", "risk.score", NOTHING_TO_UNDO),
+        Step("confirm", "orders.confirm", pivot=True),
+        Step("mail", "mail.send", after=("confirm",), retry=Retry.forever()),
+        Step("ship", "shipping.ship", after=("confirm",), retry=Retry(attempts=2)),
+    ),
+).definition
+
+START = Start(
+    saga_id=SAGA_ID,
+    input={"order_id": "o-1", "amount": 1},
+    key="o-1",
+    trace=Trace(
+        trace_id="0af7651916cd43dd8448eb211c80319c",
+        root_span_id="b7ad6b7169203331",
+        parent_span_id="00f067aa0ba902b7",
+        tracestate="vendor=1",
+    ),
+)
+BROKEN = Failure(kind="ConnectionError", message="no route to host", traceback="Traceback ...")
+FOR_GOOD = Failure(kind="ValueError", message="never", retryable=False)
+SOLD_OUT = Failure(kind="sold_out", message="none left", retryable=False)
+
+
+class Told(NamedTuple):
+    """A message, and when it comes: seconds after the one before, or None for when it is due."""
+
+    message: Message
+    wait_seconds: int | None = 1
+
+
+DUE = Told(Tick(), None)
+LATE = Told(Tick(), 7200)
+CANCEL = Told(Cancel(reason="changed my mind", by="ada"))
+
+
+def said(step: str, outcome: Outcome, attempt: int = 1, direction: Direction = "action") -> Told:
+    """A reply one second later, with the time that the step took."""
+    ran = Execution(worker="w-1", started_at=BEGIN, ended_at=BEGIN + timedelta(milliseconds=20))
+    return Told(
+        Reply(
+            saga_id=SAGA_ID,
+            step=step,
+            direction=direction,
+            attempt=attempt,
+            outcome=outcome,
+            execution=ran,
+        )
+    )
+
+
+def done(step: str, attempt: int = 1) -> Told:
+    """It happened."""
+    return said(step, Succeeded(output={"id": f"{step}-1"}, undo={"id": f"{step}-1"}), attempt)
+
+
+def undone(step: str, attempt: int = 1) -> Told:
+    """It has been undone."""
+    return said(step, Succeeded(), attempt, "compensation")
+
+
+def scenarios() -> dict[str, tuple[str, tuple[Told, ...]]]:
+    """What each golden history is about, and what arrives in it."""
+    to_pivot = (done("reserve"), done("charge"), done("score"))
+    broken, for_good = Failed(failure=BROKEN), Failed(failure=FOR_GOOD)
+    no = Rejected(failure=SOLD_OUT)
+    return {
+        "completed": (
+            "Every step succeeds at once; two of them run in parallel.",
+            (*to_pivot, done("confirm"), done("ship"), done("mail")),
+        ),
+        "compensated": (
+            "A rejection: what came before is undone, in reverse.",
+            (
+                done("reserve"),
+                done("charge"),
+                said("score", no),
+                undone("charge"),
+                undone("reserve"),
+            ),
+        ),
+        "retried": (
+            "A failure, a second attempt, a late reply of the first, and a duplicate.",
+            (
+                done("reserve"),
+                said("charge", broken),
+                DUE,
+                said("charge", broken),
+                done("charge", 2),
+                done("charge", 2),
+                done("score"),
+                done("confirm"),
+                said("mail", broken),
+                DUE,
+                done("mail", 2),
+                done("ship"),
+            ),
+        ),
+        "timed-out": (
+            "Two attempts without a reply; undone; the success that comes late is kept.",
+            (
+                done("reserve"),
+                DUE,
+                DUE,
+                DUE,
+                done("charge"),
+                DUE,
+                DUE,
+                undone("charge", 1),
+                undone("reserve"),
+                undone("charge", 2),
+            ),
+        ),
+        "rejected-after-unknown": (
+            "Nothing happened in the second attempt, but who knows about the first: undone.",
+            (
+                done("reserve"),
+                DUE,
+                DUE,
+                said("charge", no, 2),
+                undone("charge"),
+                undone("reserve"),
+            ),
+        ),
+        "cancelled": (
+            "A cancel waits for the step in flight; the second one changes nothing.",
+            (done("reserve"), CANCEL, CANCEL, done("charge"), undone("charge"), undone("reserve")),
+        ),
+        "cancelled-while-waiting": (
+            "A cancel while a step waits for its retry: that step is undone, too.",
+            (done("reserve"), said("charge", broken), CANCEL, undone("charge"), undone("reserve")),
+        ),
+        "cancel-refused": (
+            "A cancel and the deadline after the pivot change nothing.",
+            (*to_pivot, done("confirm"), CANCEL, LATE, DUE, done("mail", 2), done("ship", 2)),
+        ),
+        "deadline": (
+            "The deadline passes while a step waits for its retry: that step is undone, too.",
+            (done("reserve"), said("charge", broken), LATE, undone("charge"), undone("reserve")),
+        ),
+        "stuck-undoing": (
+            "A compensation gives up; a late success of it frees the saga.",
+            (
+                done("reserve"),
+                said("charge", for_good),
+                said("charge", broken, 1, "compensation"),
+                DUE,
+                said("charge", broken, 2, "compensation"),
+                undone("charge", 1),
+                said("reserve", no, 1, "compensation"),
+            ),
+        ),
+        "stuck-at-the-pivot": (
+            "The pivot cannot be undone and nobody knows whether it happened.",
+            (
+                *to_pivot,
+                CANCEL,
+                said("confirm", broken),
+                DUE,
+                CANCEL,
+                said("confirm", for_good, 2),
+            ),
+        ),
+        "stuck-after-the-pivot": (
+            "A step after the pivot gives up; the other one ends.",
+            (*to_pivot, done("confirm"), said("ship", for_good), done("mail")),
+        ),
+    }
+
+
+def recorded(definition: Definition, about: str, told: tuple[Told, ...]) -> GoldenHistory:
+    """Let messages arrive, and write down what followed."""
+    arrivals = tuple(_arrivals(definition, (Told(START, 0), *told)))
+    state: SagaState | None = None
+    for arrival in arrivals:
+        state = decide(definition, state, arrival.arrived, arrival.at).state
+    assert state is not None
+    return GoldenHistory(
+        form=1, about=about, definition=definition, arrivals=arrivals, state=state
+    )
+
+
+def _arrivals(definition: Definition, told: tuple[Told, ...]) -> Iterator[Arrival]:
+    state: SagaState | None = None
+    now, wake_at = BEGIN, None
+    for message, wait_seconds in told:
+        if wait_seconds is None:
+            assert wake_at is not None, "nothing is due"
+            now = max(now, wake_at)
+        else:
+            now += timedelta(seconds=wait_seconds)
+        decision = decide(definition, state, message, now)
+        state = decision.state
+        wake_at = decision.wake_at if decision.events else wake_at
+        yield Arrival(
+            at=now,
+            kind=kind_of(message),
+            message=msgspec.to_builtins(message),
+            events=decision.events,
+            sent=tuple(command.id for command in decision.commands),
+            wake_at=decision.wake_at,
+            refused=decision.refused,
+        )
+
+
+def main() -> None:
+    """Write the files that do not exist yet."""
+    for name, (about, told) in scenarios().items():
+        path = FOLDER / f"{name}.json"
+        if not path.exists():
+            raw = msgspec.json.encode(recorded(ORDER, about, told))
+            path.write_bytes(msgspec.json.format(raw, indent=1) + b"\n")
+            with SUMS.open("a") as sums:
+                sums.write(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
