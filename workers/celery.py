@@ -21,7 +21,7 @@ __all__ = ["app"]
 DATABASE_WITHIN: Final = timedelta(seconds=30)
 """How long a worker that starts waits for its database."""
 
-_PARTICIPANTS: Final[Mapping[str, Participant]] = {
+PARTICIPANTS: Final[Mapping[str, Participant]] = {
     "inventory": inventory.participant,
     "payment": payment.participant,
     "shipping": shipping.participant,
@@ -31,10 +31,10 @@ _PARTICIPANTS: Final[Mapping[str, Participant]] = {
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 
-def create_tables(services: frozenset[str] = frozenset(_PARTICIPANTS)) -> None:
+def create_tables(services: frozenset[str] = frozenset(PARTICIPANTS)) -> None:
     """Create the tables of services, and their opening stock; does nothing where they exist."""
-    for service in services & _PARTICIPANTS.keys():
-        _PARTICIPANTS[service].create_tables(ledger.metadata)
+    for service in services & PARTICIPANTS.keys():
+        PARTICIPANTS[service].create_tables(ledger.metadata)
         if service == inventory.ledger.service:
             with inventory.participant.engine.begin() as connection:
                 inventory.ledger.open(connection, inventory.OPENING_STOCK)

@@ -126,13 +126,11 @@ def test_other_messages_keep_the_apps_own_settings(
     redis_url: str, broker: StandIn, tmp_path: Path
 ) -> None:
     """Without saga headers a task is acknowledged early, as this app wants it, and not repeated."""
-    fault = {"SAGA_FAULT": "in-action@plain.add", "SAGA_FAULT_DIR": str(tmp_path / "faults")}
-    with worker("tests.workers.installed_app", redis_url, tmp_path, "-c", "1", **fault):
-        broker.send_plainly("plain.dies", queue=QUEUE)
+    with installed(redis_url, tmp_path, "prefork", concurrency=1):
         broker.send_plainly("plain.dies", queue=QUEUE)
         broker.send("plain.add", command(), queue=QUEUE, x=1)
         assert summary(broker.reply().outcome) == "succeeded 2"
         log = tmp_path / "worker.log"
-        wait_until(lambda: log.read_text().count("WorkerLostError") >= 2)
+        wait_until(lambda: log.read_text().count("WorkerLostError"))
     assert broker.unacknowledged() == 0
-    assert log.read_text().count("Task plain.dies[plain] received") == 2
+    assert log.read_text().count("Task plain.dies[plain] received") == 1

@@ -160,8 +160,9 @@ class _Step:
                 return None
             return run_step(task, command, lambda: self._perform(task, command, payload))
 
-        # What Celery shows of a task is what it finds on its function.
-        run.__name__ = getattr(self._function, "__name__", self._name)
+        # What Celery shows of a task is what it finds on its function; of the name it makes code.
+        name = getattr(self._function, "__name__", "")
+        run.__name__ = name if name.isidentifier() else "step"
         run.__module__ = self._function.__module__
         run.__doc__ = self._function.__doc__
         return run
