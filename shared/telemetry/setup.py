@@ -1,7 +1,7 @@
 """The SDK side of traces: the only file that imports the OpenTelemetry SDK and its exporters.
 
-Everything else uses the OpenTelemetry API, whose global provider is the `_Provider` below. It makes
-the SDK's provider, the exporter and their thread with the first span of a *process*, so that a
+Everything else uses the OpenTelemetry API, whose global provider is the `CurrentProvider` below. It
+makes the SDK's provider, the exporter and their thread with the first span of a *process*, so that a
 worker that forks has neither threads nor connections to inherit, and a child starts its own
 without being told to.
 
@@ -10,19 +10,17 @@ what is lost is counted.
 """
 
 import atexit
-import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
@@ -35,15 +33,16 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.util._decorator import _agnosticcontextmanager
-from opentelemetry.util.types import Attributes, AttributeValue
+from opentelemetry.util.types import AttributeValue
 from typing_extensions import override
 
 from shared.settings import settings
 from shared.telemetry import names
 from shared.telemetry.config import TracingConfig, tracing_config
+from shared.telemetry.health import ExportHealth
 from shared.telemetry.otlp_file import OtlpFile, encode_spans
 from shared.telemetry.outlet import Outlet, OutletStats
+from shared.telemetry.provider import CurrentProvider
 from shared.telemetry.spans import SpanError, SpanRecord
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -58,10 +57,6 @@ _KINDS: Final = {
 }
 _OK: Final = trace.Status(trace.StatusCode.UNSET)
 _SCOPE: Final = InstrumentationScope(names.INSTRUMENTATION_SCOPE)
-_EXPORTER_LOGGERS: Final = (
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-)
 
 
 class ExportedSpan(NamedTuple):
@@ -188,6 +183,10 @@ class _Process:
         with self._lock:
             return self._make()
 
+    def provider(self) -> TracerProvider | None:
+        pipeline = self.pipeline()
+        return None if pipeline is None else pipeline.provider
+
     def _make(self) -> _Pipeline | None:
         if self.running is None and self.config is not None and self.config.enabled:
             self.running = _Pipeline(self.config)
@@ -214,71 +213,6 @@ class _Process:
         self.running = None
         self._ended = OutletStats()
         self._lock = threading.Lock()
-
-
-class _Tracer(trace.Tracer):
-    """Stands for a tracer of whatever provider this process has at the moment."""
-
-    def __init__(self, *key: Any) -> None:
-        self._key = key
-        self._made_by: _Pipeline | None = None
-        self._made: trace.Tracer = trace.NoOpTracer()
-
-    def _current(self) -> trace.Tracer:
-        pipeline = _process.pipeline()
-        if pipeline is not self._made_by:
-            self._made = (
-                trace.NoOpTracer()
-                if pipeline is None
-                else pipeline.provider.get_tracer(*self._key)
-            )
-            self._made_by = pipeline
-        return self._made
-
-    @override
-    def start_span(
-        self,
-        name: str,
-        context: Context | None = None,
-        kind: trace.SpanKind = trace.SpanKind.INTERNAL,
-        attributes: Attributes = None,
-        links: Sequence[trace.Link] | None = None,
-        start_time: int | None = None,
-        record_exception: bool = True,
-        set_status_on_exception: bool = True,
-    ) -> trace.Span:
-        return self._current().start_span(
-            name,
-            context,
-            kind,
-            attributes,
-            links,
-            start_time,
-            record_exception,
-            set_status_on_exception,
-        )
-
-    @override
-    @_agnosticcontextmanager  # as the API's own proxy: works as a decorator at import time, too
-    def start_as_current_span(self, *args: Any, **kwargs: Any) -> Iterator[trace.Span]:
-        with self._current().start_as_current_span(*args, **kwargs) as span:
-            yield span
-
-
-class _Provider(trace.TracerProvider):
-    """The API's global provider: its tracers outlive a fork, a shutdown and a new start."""
-
-    @override
-    def get_tracer(
-        self,
-        instrumenting_module_name: str,
-        instrumenting_library_version: str | None = None,
-        schema_url: str | None = None,
-        attributes: Attributes = None,
-    ) -> trace.Tracer:
-        return _Tracer(
-            instrumenting_module_name, instrumenting_library_version, schema_url, attributes
-        )
 
 
 class _ToOutlet(SpanProcessor):
@@ -347,52 +281,32 @@ class _Emitted(ReadableSpan):
 
 
 class _Receiver:
-    """The exporter; says once that it fails and once that it works again."""
+    """The exporter, which never raises, and those who wait to hear from it."""
 
     def __init__(self, config: TracingConfig) -> None:
-        self._config = config
-        self._complaint = _LastComplaint()
-        for name in _EXPORTER_LOGGERS:
-            logging.getLogger(name).addFilter(self._complaint)
+        where = config.otlp_endpoint or str(config.traces_dir)
+        self._health = ExportHealth(config.otlp_protocol, where)
         self._exporter = _exporter(config)
-        self._failing = False
-        self._lost = 0
 
     def export(self, batch: list[ReadableSpan]) -> bool:
         try:
             with suppress_instrumentation():
                 exported = self._exporter.export(batch) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001 - whatever an exporter does, work goes on
-            self._complaint.text = f"{type(error).__name__}: {error}"
+            self._health.complain(f"{type(error).__name__}: {error}")
             exported = False
-        self._report(exported, len(batch))
-        if exported and _process.callbacks:
-            self._tell([span.key for span in batch if isinstance(span, _Emitted)])
+        if exported:
+            self._health.works()
+            if _process.callbacks:
+                self._tell([span.key for span in batch if isinstance(span, _Emitted)])
+        else:
+            self._health.fails(len(batch))
         return exported
 
     def close(self) -> None:
         with suppress_instrumentation():
             self._exporter.shutdown()
-        for name in _EXPORTER_LOGGERS:
-            logging.getLogger(name).removeFilter(self._complaint)
-
-    def _report(self, exported: bool, spans: int) -> None:  # noqa: FBT001 - private
-        if not exported:
-            self._lost += spans
-        if exported is not self._failing:
-            return
-        self._failing = not exported
-        where = self._config.otlp_endpoint or str(self._config.traces_dir)
-        if self._failing:
-            _log.warning(
-                "telemetry.export_failing",
-                protocol=self._config.otlp_protocol,
-                endpoint=where,
-                reason=self._complaint.text,
-            )
-        else:
-            _log.warning("telemetry.export_recovered", endpoint=where, spans_lost=self._lost)
-            self._lost = 0
+        self._health.close()
 
     @staticmethod
     def _tell(exported: Sequence[ExportedSpan]) -> None:
@@ -420,22 +334,9 @@ class _FileExporter(SpanExporter):
         self._file.close()
 
 
-class _LastComplaint(logging.Filter):
-    """Keeps the exporters' own log lines, one for each failure, from becoming a storm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = ""
-
-    @override
-    def filter(self, record: logging.LogRecord) -> bool:
-        self.text = record.getMessage()
-        return False
-
-
 def _exporter(config: TracingConfig) -> SpanExporter:
     timeout = config.export_timeout.total_seconds()
-    # Each exporter is imported only where it is used: gRPC alone costs 10 MB and 0.1 s.
+    # Each exporter is imported only where it is used: gRPC is megabytes of memory.
     if config.otlp_protocol == "grpc":
         _make_grpc_cooperate()
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
@@ -512,5 +413,5 @@ def _sum(one: OutletStats, other: OutletStats) -> OutletStats:
 
 
 _process = _Process()
-_provider = _Provider()
+_provider = CurrentProvider(_process.provider)
 os.register_at_fork(after_in_child=_process.forked)

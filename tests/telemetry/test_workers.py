@@ -211,9 +211,14 @@ def test_every_pool_gives_a_process_span_and_lines_with_its_ids(
     assert not any("saga_id" in line for line in main_lines if line["event"].endswith("ready."))
 
 
-def test_grpc_after_a_fork(start_worker: StartWorker, otlp_grpc: OtlpReceiver) -> None:
-    """Children have channels of their own: one made before the fork would hang."""
-    worker = start_worker("-c", "2", "-Q", "inventory", **otlp_grpc.environment).ready()
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_grpc_where_it_is_delicate(
+    pool: str, start_worker: StartWorker, otlp_grpc: OtlpReceiver
+) -> None:
+    """A channel made before a fork would hang, and so would greenlets behind its waits."""
+    worker = start_worker(
+        *("-P", pool, "-c", "2", "-Q", "inventory"), **otlp_grpc.environment
+    ).ready()
     traces = worker.send("inventory.reserve", 4)
     otlp_grpc.wait_for(lambda spans: len(spans) >= 4)
     assert set(traces) == processed(otlp_grpc.spans()).keys()
