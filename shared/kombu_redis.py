@@ -185,7 +185,7 @@ class Channel(kombu_redis.Channel):
             queue: Name of the queue.
             messages_max: Most messages to take.
             wait_seconds: How long to wait when there is none. A message with a priority other than
-                the default does not end the wait.
+                the default does not end the wait; the next call takes it.
 
         Returns:
             Empty when there was none, or when another consumer was faster.
@@ -197,8 +197,8 @@ class Channel(kombu_redis.Channel):
         with self.conn_or_acquire() as client:
             # From the right end to the right end: it stays where it is.
             main = self.global_keyprefix + lists[0]
-            client.blmove(main, main, wait_seconds, "RIGHT", "RIGHT")
-        return self._take(queue, lists, messages_max)
+            came = client.blmove(main, main, wait_seconds, "RIGHT", "RIGHT")
+        return [] if came is None else self._take(queue, lists, messages_max)
 
     def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge what `take` returned, in one round trip."""
