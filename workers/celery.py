@@ -41,7 +41,7 @@ def create_tables(services: frozenset[str] = frozenset(PARTICIPANTS)) -> None:
 
 
 @signals.celeryd_after_setup.connect(weak=False)
-def _on_worker(instance: Any, **_: Any) -> None:
+def on_worker(instance: Any, **_: Any) -> None:
     """Create the tables of the services that this worker is, before its pool starts.
 
     Raises:
@@ -53,8 +53,8 @@ def _on_worker(instance: Any, **_: Any) -> None:
     while True:
         try:
             return create_tables(frozenset(app.amqp.queues.consume_from))
-        except OperationalError as error:
-            reason = str(error.orig)
+        except (OperationalError, OSError) as error:
+            reason = str(getattr(error, "orig", error))
             if monotonic() > deadline:
                 # Celery swallows any other exception of a signal handler, and the worker would
                 # fail every step.

@@ -54,7 +54,7 @@ class StandIn:
 
     def __init__(self, broker_url: str) -> None:
         self._connection = Connection(broker_url)
-        self._replies: SimpleQueue = self._connection.SimpleQueue(names.REPLIES_QUEUE)
+        self._replies: SimpleQueue | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +65,8 @@ class StandIn:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._replies.close()
+        if self._replies is not None:
+            self._replies.close()
         self._connection.release()
 
     def send(
@@ -122,6 +123,9 @@ class StandIn:
         Raises:
             AssertionError: None came.
         """
+        if self._replies is None:
+            # Not before: no orchestrator may have run yet when the first reply is sent.
+            self._replies = self._connection.SimpleQueue(names.REPLIES_QUEUE)
         try:
             message: Any = self._replies.get(timeout=timeout)
         except Empty:
