@@ -40,6 +40,7 @@ class Child:
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
+        self._written_before = 0
         self._failures = 0
         self._again_at: float | None = None
 
@@ -51,6 +52,7 @@ class Child:
     def start(self) -> None:
         """Start it. Must be called by the thread that lives longest: see `bound_to_parent`."""
         with self.output.open("ab") as output:
+            self._written_before = output.tell()
             self._process = subprocess.Popen(
                 # SIGKILL: when we were killed, the broker goes too, and nobody is left to wait
                 # for an orderly end. What was in hand comes again at the next start.
@@ -99,12 +101,12 @@ class Child:
         return self._process is None or self._process.poll() is not None
 
     def last_words(self) -> list[str]:
-        """The end of what it wrote."""
+        """The end of what it wrote since it was started last."""
         if not self.output.exists():
             return []
         with self.output.open("rb") as written:
             written.seek(0, os.SEEK_END)
-            written.seek(max(0, written.tell() - _TAIL_BYTES))
+            written.seek(max(self._written_before, written.tell() - _TAIL_BYTES))
             return written.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
 
 

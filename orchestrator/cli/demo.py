@@ -68,7 +68,8 @@ def demo(
     settings.cache_clear()
     taking_part = participants("workers", "", settings())
     after = min(_REDELIVERY_AFTER, REDELIVERY_AFTER)
-    with Stopping() as stopping, Stack(settings(), taking_part, output.note, after) as stack:
+    say = output.note if as_json else _say
+    with Stopping() as stopping, Stack(settings(), taking_part, say, after) as stack:
         report = _Demo(stack, stopping, quiet=as_json).run()
     if as_json:
         output.show_json(report)
@@ -127,6 +128,9 @@ class _Demo:
         return view
 
     def _killed(self, client: "Client") -> "SagaView":
+        from orchestrator.cli.logline import log_line
+        from orchestrator.log_files import read_logs
+
         self._title("3. The payment worker is killed while it charges a card")
         saga_id = self._start(client, KILLED)
 
@@ -143,6 +147,12 @@ class _Demo:
         self._show([output.line(output.Piece(f"$ kill -9 {victim.pid}", "bold"))])
         victim.signal(SIGKILL)
         view = self._ended(client, saga_id, "completed")
+        self._command(f"saga logs {saga_id} | grep {VICTIM}")
+        self._show(
+            log_line(one.fields)
+            for one in read_logs([self._stack.log_dir], saga_id=saga_id)
+            if one.fields.get("service") == VICTIM
+        )
         self._command(f"saga trace {saga_id}")
         self._waterfall(client, view)
         return view

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.1
 SLOW_AFTER_S: Final = 20.0
-OLD_SAGAS_MAX: Final = 1000
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -103,29 +102,28 @@ def _run(stack: "Stack", stopping: Stopping, started_at: float, *, as_json: bool
         took = monotonic() - started_at
         if not ready and not stack.not_ready:
             ready = True
-            _say_ready(took, as_json=as_json)
+            _say_ready(stack, took, as_json=as_json)
         elif not ready and not slow and took > SLOW_AFTER_S:
             slow = True
             output.note(f"Still starting: {', '.join(sorted(stack.not_ready))}.")
         pause(TICK_S)
 
 
-def _say_ready(took: float, *, as_json: bool) -> None:
-    from orchestrator.core.state import ACTIVE
+def _say_ready(stack: "Stack", took: float, *, as_json: bool) -> None:
+    from orchestrator.cli.stack import LEFT_OVER_MAX
 
-    with session.reading() as client:
-        old = len(client.list(statuses=ACTIVE, limit=OLD_SAGAS_MAX))
+    left = stack.left_over
     if as_json:
-        output.show_json({"ready": True, "active": old})
+        output.show_json({"ready": True, "left_over": left})
         return
-    more = "or more " if old == OLD_SAGAS_MAX else ""
+    more = left == LEFT_OVER_MAX
     output.show(
         [
             output.line(output.Piece(f"Ready after {took:.1f} s.", "bold green"), " Try:"),
             output.line('  saga start place-order --input \'{"order_id": "1"}\' --wait'),
             output.line("  saga list, saga show ID, saga trace ID, saga logs ID"),
             output.line("Ctrl-C ends all of it."),
-            *([output.line(f"{old} {more}sagas of earlier go on.")] if old else []),
+            *([output.line(f"{left}{' or more' * more} sagas of earlier go on.")] if left else []),
             (),
         ]
     )

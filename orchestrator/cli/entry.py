@@ -44,6 +44,9 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return _reader_gone()
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        failures.report(_as_saga_error(error), as_json=as_json)
+        return SagaError.exit_code
     except SystemExit as ended:
         # Typer answers a broken pipe by itself, with 1.
         if isinstance(ended.__context__, BrokenPipeError):
@@ -55,6 +58,11 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return failures.report_wrong_use(error, as_json=as_json)
     return int(code or 0)
+
+
+def _as_saga_error(error: OSError) -> SagaError:
+    where = f": {error.filename}" if error.filename else ""
+    return SagaError(f"{error.strerror or error}{where}.")
 
 
 def _reader_gone() -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli import output, session
 from orchestrator.cli.options import Json, SagaOrTrace
 from shared.clock import utc_now
-from shared.errors import SagaError, UnavailableError, UnknownSaga
+from shared.errors import ConfigurationError, SagaError, UnavailableError, UnknownSaga
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
@@ -20,10 +20,19 @@ def trace(which: SagaOrTrace, as_json: Json = False) -> None:
     collector that takes the spans) is projected from the store.
     """
     from orchestrator.cli.waterfall import waterfall
+    from orchestrator.trace_files import read_trace
 
-    with session.reading() as client:
-        trace_id, saga_ids = _sagas(client, which)
-        spans = spans_of(client, trace_id, saga_ids)
+    asked = session.as_trace_id(which)
+    saga_ids: Sequence[str] = ()
+    try:
+        with session.reading() as client:
+            trace_id, saga_ids = _sagas(client, which)
+            spans = spans_of(client, trace_id, saga_ids)
+    except (UnavailableError, ConfigurationError) as error:
+        if asked is None:
+            raise
+        output.note(f"Only what the trace files have: {error.message}")
+        trace_id, spans = asked, read_trace(_traces_folder(), asked)
     if not spans:
         raise UnknownSaga(
             f"No span of the trace {trace_id} was found.",
@@ -97,7 +106,7 @@ def _ids(which: str) -> tuple[str | None, str | None]:
     try:
         with session.reading() as client:
             return which, client.row(which).state.trace.trace_id
-    except (UnavailableError, UnknownSaga):
+    except (UnavailableError, ConfigurationError, UnknownSaga):
         return which, None  # its lines name it all the same
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import getpass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from shared.clock import utc_now
 from shared.errors import InputError, UnknownSaga
 
 if TYPE_CHECKING:
+    from orchestrator.core.definition import Definition
     from orchestrator.core.state import Status
 
 
@@ -115,8 +117,7 @@ def definitions(
     """Show definitions with their steps."""
     from orchestrator.cli import render
 
-    with session.reading() as client:
-        known = client.definitions()
+    known = _known_definitions()
     found = [one for one in known if name in {None, one.name}]
     if name and not found:
         near = difflib.get_close_matches(name, {one.name for one in known}, n=3, cutoff=0.5)
@@ -127,6 +128,17 @@ def definitions(
         return
     for number, one in enumerate(found):
         output.show([*([()] if number else []), *render.definition_blocks(one)])
+
+
+def _known_definitions() -> "Sequence[Definition]":
+    """Those in code and in the store; before anything has run there are only the former."""
+    from orchestrator.bootstrap import load_sagas
+
+    if session.has_store(session.settings()):
+        with session.reading() as client:
+            return client.definitions()
+    session.import_from_here()
+    return [saga.definition for saga in load_sagas(session.settings().definitions)]
 
 
 def dead_letters(limit: Limit = 50, as_json: Json = False) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 SERVICE: Final = "saga-cli"
+STORE_FILE: Final = "saga.db"
 
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -23,11 +24,27 @@ def settings() -> "Settings":
     return read()
 
 
+def has_store(configured: "Settings") -> bool:
+    """Whether there is a store to read: an embedded one only where something has run."""
+    return bool(configured.database_url) or (configured.home / STORE_FILE).exists()
+
+
 @contextmanager
 def reading() -> Iterator["Client"]:
-    """A client for commands that only read; no broker is needed."""
-    from orchestrator.bootstrap import make_reader
+    """A client for commands that only read; no broker is needed, and nothing is created.
 
+    Raises:
+        ConfigurationError: Nothing has ever run here.
+    """
+    from orchestrator.bootstrap import make_reader
+    from shared.errors import ConfigurationError
+
+    if not has_store(settings()):
+        raise ConfigurationError(
+            f"There is no store in {settings().home}.",
+            hint="Start `saga dev` in this folder, or set SAGA_HOME or SAGA_DATABASE_URL to "
+            "where your sagas are.",
+        )
     import_from_here()
     _log_errors_only()
     client = make_reader(settings())

@@ -7,7 +7,7 @@ The processes are the same that one would start by hand, told where things are b
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -32,6 +32,8 @@ GRACE: Final = timedelta(seconds=10)
 REDELIVERY_AFTER: Final = timedelta(seconds=30)
 """Private Redis: when a step comes again whose worker was killed. Celery's own default is an hour,
 which is long to watch."""
+
+LEFT_OVER_MAX: Final = 1000
 
 _READY: Final = " ready."
 _STARTED: Final = "coordinator.started"
@@ -71,7 +73,9 @@ class Stack:
         self._redis: PrivateRedis | None = None
         self._broker_url = ""
         self._waiting: set[str] = set()
+        self._complaints: dict[int | None, str] = {}
         self.children: list[Child] = []
+        self.left_over = 0
         self.log_dir = (settings.log_dir or settings.home / "logs").absolute()
 
     def __enter__(self) -> Self:
@@ -84,6 +88,7 @@ class Stack:
             # Participants need no store of ours: they start while it is migrated.
             self._start([self._participant(queue) for queue in self._participants.queues])
             self._store = upgrade_store(self._settings)
+            self.left_over = _active(self._settings)
             self._start([self._child(ORCHESTRATOR, [ORCHESTRATOR, "worker"])])
             self._exits = exits.pop_all()
         return self
@@ -105,11 +110,13 @@ class Stack:
         if self._redis is not None and not self._redis.running:
             self._say("The private Redis ended; it starts again.")
             self._redis.start()
+        lines = self._follower.new_lines()
+        self._note_complaints(lines)
         for child in self.children:
+            pid = child.pid
             said = child.look()
             if said:
-                self._say(said)
-        lines = self._follower.new_lines()
+                self._say("\n  ".join([said, *filter(None, [self._complaints.pop(pid, "")])]))
         self._note_ready(lines)
         return lines
 
@@ -122,7 +129,7 @@ class Stack:
             ("store", self._store),
             ("logs", f"{_from_here(self.log_dir)}/*.jsonl"),
             ("traces", traces if tracing.enabled else "(off)"),
-            *((child.name, f"process {child.pid}") for child in self.children[::-1]),
+            *((child.name, f"process {child.pid}") for child in self.children),
         ]
 
     def child(self, name: str) -> Child:
@@ -164,7 +171,12 @@ class Stack:
 
     def _child(self, name: str, arguments: Sequence[str]) -> Child:
         # Solo: a worker is one process, which leaves no orphan when it is killed.
-        command = [sys.executable, "-m", "celery", "-A", *arguments, "-n", f"{name}@%h"]
+        # Without the second that they wait for each other's greetings at every start.
+        quick = ("--without-mingle", "--without-gossip")
+        celery = [sys.executable, "-m", "celery"]
+        if not self._is_foreign(name):
+            celery.append("--quiet")
+        command = [*celery, "-A", *arguments, "-n", f"{name}@%h", *quick]
         if self._is_foreign(name):
             command += ["--loglevel", "INFO"]
         return Child(name, command, self._environment(name), self.log_dir / f"{name}.out")
@@ -201,6 +213,14 @@ class Stack:
         if killed:
             self._say(f"Killed, since they did not end within {GRACE.seconds} s: {killed}")
 
+    def _note_complaints(self, lines: Sequence[LogLine]) -> None:
+        """Remember why a process is about to end: its log knows what its output does not."""
+        for fields in (line.fields for line in lines):
+            if fields.get("level") == "critical":
+                why = str(fields.get("error") or fields.get("exception") or "").strip()
+                said = [str(fields.get("event", "")), *why.splitlines()[-1:]]
+                self._complaints[fields.get("pid")] = ": ".join(said)
+
     def _note_ready(self, lines: Sequence[LogLine]) -> None:
         if not self._waiting:
             return
@@ -210,6 +230,15 @@ class Stack:
                 child.pid in ready or (self._is_foreign(child.name) and _wrote_ready(child))
             ):
                 self._waiting.discard(child.name)
+
+
+def _active(settings: Settings) -> int:
+    """How many sagas an earlier run has left unfinished, `LEFT_OVER_MAX` at most."""
+    from orchestrator.bootstrap import make_reader
+    from orchestrator.core.state import ACTIVE
+
+    with closing(make_reader(settings)) as client:
+        return len(client.list(statuses=ACTIVE, limit=LEFT_OVER_MAX))
 
 
 def _says_ready(fields: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 def duration(milliseconds: float) -> str:
     """``3 ms``, ``1.25 s``, ``4 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
     if milliseconds < 1000:
-        return f"{milliseconds:.0f} ms" if milliseconds >= 1 else f"{milliseconds:.1f} ms"
+        return f"{milliseconds:.1f} ms" if 0 < milliseconds < 1 else f"{milliseconds:.0f} ms"
     seconds = milliseconds / 1000
     if seconds < 60:
         return f"{seconds:.2f} s"

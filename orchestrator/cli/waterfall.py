@@ -37,7 +37,7 @@ def tree(spans: Sequence[Span]) -> list[Row]:
     """
     known = {span.span_id for span in spans}
     children: dict[str | None, list[Span]] = {}
-    for span in sorted(spans, key=lambda one: (one.start_ns, -one.end_ns)):
+    for span in sorted(spans, key=lambda one: (one.start_ns, one.end_ns)):
         parent = span.parent_span_id if span.parent_span_id in known else None
         children.setdefault(parent, []).append(span)
     rows: list[Row] = []

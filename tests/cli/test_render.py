@@ -147,6 +147,7 @@ def test_a_log_line_with_nested_fields_is_shown() -> None:
 @pytest.mark.parametrize(
     "milliseconds,words",
     [
+        (0, "0 ms"),
         (0.4, "0.4 ms"),
         (7, "7 ms"),
         (999.4, "999 ms"),

@@ -1,0 +1,297 @@
+"""The `saga` command beside a running `saga dev`, each as a real process."""
+
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+from signal import SIGINT, SIGKILL
+from typing import Any
+
+import pytest
+
+from tests.e2e.saga_dev import SAGA, Dev, environment
+from tests.waiting import wait_until
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+PARENT_ID = "b7ad6b7169203331"
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
+    """One `saga dev` for all tests of this file."""
+    # Short, so that the step of a killed worker comes again while we watch.
+    env = {"SAGA_VISIBILITY_TIMEOUT": "PT4S"}
+    with Dev(tmp_path_factory.mktemp("dev"), env=env) as running:
+        yield running
+
+
+def test_a_start_says_what_was_started(dev: Dev) -> None:
+    """One object, at once; the saga goes on by itself."""
+    done = dev.order()
+    assert done.code == 0
+    started = done.json
+    assert started["name"] == "place-order"
+    assert started["version"] == 1
+    assert started["status"] == "running"
+    assert started["published"] is True
+    assert len(started["trace_id"]) == 32
+    wait_until(lambda: dev.status(started["saga_id"]) == "completed", timeout=30)
+
+
+def test_waiting_for_a_completed_saga_exits_with_0(dev: Dev) -> None:
+    """The outcome and how long it took."""
+    done = dev.order("--wait")
+    assert done.code == 0
+    assert done.json["outcome"] == done.json["status"] == "completed"
+    assert done.json["error"] is None
+    assert 0 < done.json["duration_ms"] < 30_000
+
+
+def test_waiting_for_a_compensated_saga_exits_with_3(dev: Dev) -> None:
+    """With the reason why."""
+    done = dev.order("--wait", card="4000000000000002")
+    assert done.code == 3
+    assert done.json["outcome"] == "compensated"
+    assert done.json["error"]["kind"] == "CardDeclined"
+    assert done.json["error"]["step"] == "charge-payment"
+
+
+def test_waiting_for_a_stuck_saga_exits_with_4(dev: Dev) -> None:
+    """It does not move by itself, so the wait is over; it is in the list of those."""
+    done = dev.order("--wait", email="nobody")
+    assert done.code == 4
+    assert done.json["outcome"] == "stuck"
+    listed = dev.saga("list", "--status", "stuck", "--json").json
+    assert done.json["saga_id"] in [saga["saga_id"] for saga in listed]
+
+
+def test_a_wait_that_ends_too_early_exits_with_5(dev: Dev) -> None:
+    """The saga goes on; until then its trace shows what is still going on."""
+    done = dev.order("--wait", "--timeout", "0.3", delay_in="shipping.arrange", delay_seconds=2)
+    assert done.code == 5
+    assert done.json["outcome"] is None
+    assert done.json["status"] == "running"
+    saga_id = done.json["saga_id"]
+    assert f"saga show {saga_id}" in done.err
+    shown = dev.saga("trace", saga_id)
+    assert "still going on" in shown.out
+    wait_until(lambda: dev.status(saga_id) == "completed", timeout=30)
+
+
+def test_ctrl_c_during_a_wait_leaves_the_saga_alone(dev: Dev) -> None:
+    """It says that the saga goes on and how to look at it, and exits as shells expect."""
+    given = {"order_id": "o-1", "delay_in": "inventory.reserve", "delay_seconds": 2}
+    process = dev.spawn(
+        *("start", "place-order", "--input", json.dumps(given), "--key", "ctrl-c", "--wait")
+    )
+    found = wait_until(lambda: dev.saga("list", "--key", "ctrl-c", "--json").json, timeout=20)
+    process.send_signal(SIGINT)
+    out, err = process.communicate(timeout=20)
+    saga_id = found[0]["saga_id"]
+    assert process.returncode == 130
+    assert "goes on" in err
+    assert f"saga show {saga_id}" in err
+    assert "Traceback" not in out + err
+    wait_until(lambda: dev.status(saga_id) == "completed", timeout=30)
+
+
+def test_wrong_input_names_every_field_and_stores_nothing(dev: Dev) -> None:
+    """All mistakes at once, and no saga with that key."""
+    given = {"quantity": "many", "colour": "red"}
+    done = dev.saga(
+        *("start", "place-order", "--key", "wrong", "--json", "--input", json.dumps(given))
+    )
+    assert done.code == 2
+    assert done.out == ""
+    assert done.error["type"] == "InputError"
+    named = {problem.partition(":")[0] for problem in done.error["problems"]}
+    assert named == {"quantity", "colour", "order_id"}
+    assert dev.saga("list", "--key", "wrong", "--json").json == []
+
+
+def test_an_input_over_the_limit_stores_nothing(dev: Dev) -> None:
+    """The message names the limit and the setting."""
+    given = {"order_id": "é" * 100, "sku": "é" * 100, "email": "é" * 250, "courier": "é" * 100}
+    (dev.path / "large.json").write_text(json.dumps(given))
+    done = dev.saga(
+        *("start", "place-order", "--key", "large", "--json", "--input", "@large.json"),
+        env={"SAGA_PAYLOAD_BYTES_MAX": "1024"},
+    )
+    assert done.code == 2
+    assert done.error["type"] == "PayloadTooLarge"
+    assert "1024" in done.error["message"]
+    assert "SAGA_PAYLOAD_BYTES_MAX" in done.error["hint"]
+    assert dev.saga("list", "--key", "large", "--json").json == []
+
+
+def test_an_unknown_saga_shows_the_nearest_names(dev: Dev) -> None:
+    """For people in two lines, for programs with its type."""
+    done = dev.saga("start", "place-ordr", "--input", "{}")
+    assert done.code == 2
+    assert done.err.splitlines()[0] == "error: There is no saga named 'place-ordr'."
+    assert "place-order" in done.err.splitlines()[1]
+    assert dev.saga("show", "nothing", "--json").error["type"] == "UnknownSaga"
+
+
+def test_the_same_key_gives_the_same_saga(dev: Dev) -> None:
+    """A second start is no second order; with other input it is refused."""
+    first = dev.order("--key", "once").json
+    again = dev.order("--key", "once").json
+    assert again["saga_id"] == first["saga_id"]
+    assert (first["created"], again["created"]) == (True, False)
+    other = dev.order("--key", "once", order_id="other")
+    assert other.code == 2
+    assert other.error["type"] == "KeyConflict"
+
+
+def test_input_comes_from_standard_input_too(dev: Dev) -> None:
+    """``--input -``."""
+    done = dev.saga("start", "place-order", "--input", "-", "--json", stdin='{"order_id": "i"}')
+    assert done.code == 0
+    assert dev.saga("show", done.json["saga_id"], "--json").json["input"]["order_id"] == "i"
+
+
+def test_one_trace_over_all_processes(dev: Dev) -> None:
+    """The spans form one tree, and the trace id is in the logs of every process that took part."""
+    started = dev.order("--wait", region="moon").json
+
+    def whole() -> Any:
+        found = dev.saga("trace", started["trace_id"], "--json").json
+        return None if any(span["projected"] for span in found["spans"]) else found
+
+    found = wait_until(whole, timeout=20, what="all spans to be exported")
+    spans = found["spans"]
+    known = {span["span_id"] for span in spans}
+    roots = [span["name"] for span in spans if span["parent_span_id"] not in known]
+    assert roots == ["saga place-order"]
+    assert {span["trace_id"] for span in spans} == {started["trace_id"]}
+    services = {span["service"] for span in spans}
+    assert services == {"saga-cli", "orchestrator", "inventory", "payment", "shipping"}
+    lines = [
+        json.loads(line)
+        for line in dev.saga("logs", started["saga_id"], "--json").out.splitlines()
+    ]
+    assert services == {line["service"] for line in lines}
+    assert [line["timestamp"] for line in lines] == sorted(line["timestamp"] for line in lines)
+    raw = "".join(file.read_text() for file in (dev.home / "logs").glob("*.jsonl"))
+    assert len(lines) == sum(started["trace_id"] in line for line in raw.splitlines())
+
+
+def test_people_see_a_time_line_and_a_waterfall(dev: Dev) -> None:
+    """Plain text in a pipe: no colours, no control codes, no tables drawn with lines."""
+    saga_id = dev.order("--wait", region="moon").json["saga_id"]
+    shown = dev.saga("show", saga_id)
+    assert "arrange-shipping rejected: UnreachableRegion" in shown.out
+    assert "undone" in shown.out
+    trace = dev.saga("trace", saga_id)
+    assert "compensate charge-payment" in trace.out
+    assert "█" in trace.out
+    logs = dev.saga("logs", saga_id)
+    assert "ledger.booked" in logs.out
+    for done in (shown, trace, logs):
+        assert done.code == 0
+        assert "\x1b" not in done.out
+        assert done.err == ""
+
+
+def test_a_trace_of_the_environment_is_continued(dev: Dev) -> None:
+    """The saga is part of its caller's trace."""
+    done = dev.saga(
+        *("start", "place-order", "--input", '{"order_id": "1"}', "--wait", "--json"),
+        env={"TRACEPARENT": f"00-{TRACE_ID}-{PARENT_ID}-01"},
+    )
+    assert done.json["trace_id"] == TRACE_ID
+    spans = dev.saga("trace", f"00-{TRACE_ID}-{PARENT_ID}-01", "--json").json["spans"]
+    root = next(span for span in spans if span["name"] == "saga place-order")
+    assert root["parent_span_id"] == PARENT_ID
+
+
+def test_a_cancel_undoes_what_was_done(dev: Dev) -> None:
+    """With the reason and the user in the history; a second time, after the end, it is refused."""
+    saga_id = dev.order(delay_in="payment.charge", delay_seconds=2).json["saga_id"]
+    done = dev.saga("cancel", saga_id, "--reason", "changed my mind")
+    assert done.code == 0
+    wait_until(lambda: dev.status(saga_id) == "compensated", timeout=30)
+    shown = dev.saga("show", saga_id)
+    assert "changed my mind" in shown.out
+    again = dev.saga("cancel", saga_id, "--reason", "again", "--json")
+    assert again.code == 2
+    assert again.error["type"] == "NotAllowed"
+
+
+def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
+    """As text and as JSON."""
+    shown = dev.saga("definitions", "place-order")
+    assert "inventory.release" in shown.out
+    (found,) = dev.saga("definitions", "--json").json
+    assert next(step["name"] for step in found["steps"]) == "reserve-inventory"
+    assert dev.saga("definitions", "place-ordre").code == 2
+    assert dev.saga("dead-letters", "--json").json == []
+
+
+def test_an_unknown_status_is_refused(dev: Dev) -> None:
+    """With the nearest one, and all that there are."""
+    done = dev.saga("list", "--status", "compleded")
+    assert done.code == 2
+    assert "Did you mean completed?" in done.err
+    assert "compensating" in done.err
+
+
+def test_logs_say_where_they_looked(dev: Dev) -> None:
+    """Nothing found is not silence."""
+    done = dev.saga("logs", "f" * 32)
+    assert done.code == 1
+    assert "logs" in done.err
+    assert "files" in done.err
+
+
+def test_a_terminal_shows_progress_and_colours(dev: Dev) -> None:
+    """Live, step by step, and the result stays."""
+    leader, follower = pty.openpty()
+    given = json.dumps({"order_id": "1", "delay_in": "orders.confirm", "delay_seconds": 1})
+    process = subprocess.Popen(
+        [*SAGA, "start", "place-order", "--input", given, "--wait"],
+        cwd=dev.path,
+        env=environment(TERM="xterm", COLUMNS="100"),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            read = os.read(leader, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not read:
+            break
+        shown += read
+    os.close(leader)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "\x1b[" in text
+    assert "▸ confirm-order" in text
+    assert "✓ arrange-shipping" in text
+    assert "completed" in text.splitlines()[-2]
+
+
+def test_a_second_dev_in_the_same_folder_is_refused(dev: Dev) -> None:
+    """It names the process that is there, and disturbs nothing."""
+    done = dev.saga("dev")
+    assert done.code == 2
+    assert "already" in done.err
+    assert dev.order("--wait").code == 0
+
+
+def test_a_worker_that_is_killed_comes_back(dev: Dev) -> None:
+    """It is started again, and the step that it had in hand is done in the end."""
+    saga_id = dev.order(delay_in="shipping.arrange", delay_seconds=1).json["saga_id"]
+    begun = ("arrange-shipping", "shipping")
+    wait_until(lambda: dev.has_begun(saga_id, *begun), timeout=20, what="the step to begin")
+    dev.process("shipping").send_signal(SIGKILL)
+    wait_until(lambda: "shipping starts again" in dev.said, timeout=20)
+    wait_until(lambda: dev.status(saga_id) == "completed", timeout=60)
+    pids = {line["pid"] for line in dev.log("shipping") if line.get("saga_id") == saga_id}
+    assert len(pids) == 2

@@ -1,0 +1,144 @@
+"""`saga dev` from its start to its end, and what survives it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM
+
+import psutil
+import pytest
+
+from tests.e2e.saga_dev import SAGA_WITHOUT_REDIS, Dev, Folder
+from tests.waiting import wait_until
+
+SHOP = """
+from celery import Celery
+from workers.sdk import install
+
+app = Celery("shop", broker="redis://127.0.0.1:1/0")
+
+
+@app.task(name="shop.sell")
+def sell(item):
+    return {"sold": item}
+
+
+install(app)
+"""
+SHOP_SAGAS = """
+import msgspec
+from orchestrator.core.definition import NOTHING_TO_UNDO, Saga, Step
+
+
+class Sale(msgspec.Struct):
+    item: str
+
+
+SELL = Saga(
+    name="sell",
+    version=1,
+    input=Sale,
+    steps=(Step("sell", "shop.sell", compensation=NOTHING_TO_UNDO),),
+)
+"""
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Iterator[Dev]:
+    """A `saga dev` of the test's own."""
+    with Dev(tmp_path, env={"SAGA_VISIBILITY_TIMEOUT": "PT4S"}) as running:
+        yield running
+
+
+def test_ctrl_c_ends_all_of_it(dev: Dev) -> None:
+    """Broker, orchestrator and participants: no process is left, and the exit code is 0."""
+    names = {"orchestrator", "inventory", "payment", "shipping", "orders", "notifications"}
+    assert names <= dev.parts.keys()
+    assert len(dev.left) >= len(names) + 1
+    assert dev.stop(SIGINT) == 0
+    assert dev.left == []
+    assert "Killed" not in dev.said
+
+
+def test_a_second_start_finishes_what_the_first_left(dev: Dev) -> None:
+    """Killed in the middle of a step it leaves no process; what was started meanwhile waits, too."""
+    running = dev.order(delay_in="payment.charge", delay_seconds=1).json["saga_id"]
+    begun = ("charge-payment", "payment")
+    wait_until(lambda: dev.has_begun(running, *begun), timeout=20, what="the step to begin")
+    dev.kill()
+    wait_until(lambda: not dev.left, timeout=10, what="all processes to end with it")
+    meanwhile = dev.order()
+    assert meanwhile.code == 0
+    assert meanwhile.json["published"] is False
+    assert "as soon as the broker is back" in meanwhile.err
+    dev.start()
+    assert dev.left_over == 2
+    wait_until(lambda: dev.status(running) == "completed", timeout=60)
+    wait_until(lambda: dev.status(meanwhile.json["saga_id"]) == "completed", timeout=60)
+
+
+def test_a_broker_that_is_killed_comes_back_with_its_messages(dev: Dev) -> None:
+    """The private Redis starts again on the same port, and the saga goes on."""
+    saga_id = dev.order(delay_in="shipping.arrange", delay_seconds=1).json["saga_id"]
+    (redis,) = [one for one in dev.tree if "redis-server" in one.name()]
+    redis.send_signal(SIGKILL)
+    wait_until(lambda: "Redis ended" in dev.said, timeout=10)
+    wait_until(lambda: dev.status(saga_id) == "completed", timeout=60)
+    assert dev.order("--wait").code == 0
+    dev.tree += psutil.Process().children(recursive=True)
+
+
+def test_without_a_redis_server_files_take_its_place(tmp_path: Path) -> None:
+    """The output says so, and an order goes through all the same."""
+    with Dev(tmp_path, command=SAGA_WITHOUT_REDIS) as dev:
+        assert "no redis-server was found" in dev.parts["broker"]
+        assert dev.order("--wait").code == 0
+        assert dev.order("--wait", region="moon").code == 3
+
+
+def test_an_app_of_ones_own_takes_part(tmp_path: Path) -> None:
+    """Its queues come from the definitions, its broker is the private one whatever it configures."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "shop_sagas.py").write_text(SHOP_SAGAS)
+    env = {"SAGA_DEFINITIONS": "shop_sagas"}
+    with Dev(tmp_path, "--app", "shop", env=env) as dev:
+        assert "inventory" not in dev.parts
+        done = dev.saga("start", "sell", "--input", '{"item": "x"}', "--wait", "--json", env=env)
+        assert done.json["outcome"] == "completed"
+        assert dev.stop(SIGTERM) == 0
+
+
+def test_servers_of_ones_own_are_used_instead(
+    tmp_path: Path, redis_url: str, postgres_url: str
+) -> None:
+    """Broker and store from the environment: nothing embedded is made, no password is shown."""
+    env = {"SAGA_BROKER_URL": redis_url, "SAGA_DATABASE_URL": postgres_url}
+    with Dev(tmp_path, env=env) as dev:
+        assert dev.parts["broker"] == redis_url
+        assert dev.parts["store"].startswith("postgresql")
+        given = ("start", "place-order", "--input", '{"order_id": "1"}', "--wait", "--json")
+        assert dev.saga(*given, env=env).json["outcome"] == "completed"
+    assert not (dev.home / "saga.db").exists()
+    assert not (dev.home / "redis").exists()
+
+
+def test_without_a_broker_the_command_says_what_to_do(tmp_path: Path) -> None:
+    """Nothing was started and nothing is set: the two ways out are named."""
+    folder = Folder(tmp_path)
+    done = folder.order()
+    assert done.code == 2
+    assert done.error["type"] == "ConfigurationError"
+    assert "saga dev" in done.error["hint"]
+    assert "SAGA_BROKER_URL" in done.error["hint"]
+
+
+def test_a_store_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    """No traceback, and no password."""
+    env = {
+        "SAGA_DATABASE_URL": "postgresql+psycopg://saga:secret@127.0.0.1:1/saga",
+        "SAGA_BROKER_URL": "redis://127.0.0.1:1/0",
+    }
+    done = Folder(tmp_path).saga("start", "place-order", "--input", '{"order_id": "1"}', env=env)
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err
+    assert "secret" not in done.err
