@@ -1,7 +1,8 @@
 """The only place that picks real adapters: settings in, a client or a coordinator out."""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from celery import Celery
 
@@ -48,8 +49,8 @@ def load_sagas(modules: Iterable[str]) -> list[Saga]:
     return list(found.values())
 
 
-def make_celery(settings: Settings) -> Celery:
-    """The orchestrator's own Celery app."""
+def make_celery(settings: Callable[[], Settings]) -> Celery[Any]:
+    """The orchestrator's own Celery app; the settings are read when it needs them."""
     return make_app(
         SERVICE, service=SERVICE, settings=settings, default_queue=ORCHESTRATOR_QUEUE
     )
@@ -65,7 +66,7 @@ def make_store(settings: Settings) -> SqlStore:
     return open_store(settings.store_url, create=not settings.database_url)
 
 
-def make_engine(settings: Settings, app: Celery | None = None) -> Engine:
+def make_engine(settings: Settings, app: Celery[Any] | None = None) -> Engine:
     """An engine on the real store and broker.
 
     Raises:
@@ -74,7 +75,7 @@ def make_engine(settings: Settings, app: Celery | None = None) -> Engine:
         UnavailableError: The store cannot be reached.
     """
     catalog = Catalog(load_sagas(settings.definitions))
-    transport = CeleryTransport(app or make_celery(settings), settings=settings)
+    transport = CeleryTransport(app or make_celery(lambda: settings))
     return Engine(
         store=make_store(settings),
         transport=transport,
@@ -92,7 +93,16 @@ def make_client(settings: Settings) -> Client:
     return Client(make_engine(settings))
 
 
-def make_coordinator(settings: Settings, app: Celery | None = None) -> Coordinator:
+def make_reader(settings: Settings) -> Client:
+    """A client for reading alone: it works without a broker; raises as `make_engine`."""
+    try:
+        settings.celery_broker_url  # noqa: B018 - asks whether there is one
+    except ConfigurationError:
+        settings = settings.model_copy(update={"broker_url": "memory://"})
+    return Client(make_engine(settings))
+
+
+def make_coordinator(settings: Settings, app: Celery[Any] | None = None) -> Coordinator:
     """A coordinator whose definitions are in the store; raises as `make_engine`, and
 
     Raises:
