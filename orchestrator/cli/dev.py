@@ -120,6 +120,7 @@ def _say_ready(stack: "Stack", took: float, *, as_json: bool) -> None:
     output.show(
         [
             output.line(output.Piece(f"Ready after {took:.1f} s.", "bold green"), " Try:"),
+            output.line("  saga definitions"),
             output.line('  saga start place-order --input \'{"order_id": "1"}\' --wait'),
             output.line("  saga list, saga show ID, saga trace ID, saga logs ID"),
             output.line("Ctrl-C ends all of it."),

@@ -130,10 +130,9 @@ def painted(block: Line) -> Any:
 
 def painted_table(block: Table) -> Any:
     """A table as a rich table."""
-    from rich import box
     from rich.table import Table as RichTable
 
-    table = RichTable(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = RichTable(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for header in block.headers:
         # An id that is folded can be read, one that is cut off cannot.
         table.add_column(

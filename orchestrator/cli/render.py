@@ -196,22 +196,29 @@ def definition_blocks(definition: Definition) -> Iterator[Block]:
     required = _input_type(definition.input_schema).get("required", [])
     fields = (name if name in required else f"[{name}]" for name in properties)
     yield line(Piece("input  ", "dim"), ", ".join(fields))
-    yield Table(
-        ("STEP", "ACTION", "COMPENSATION", "QUEUE", "TIMEOUT", "ATTEMPTS", "AFTER"),
+    headers = ["STEP", "ACTION", "COMPENSATION", "QUEUE", "TIMEOUT", "ATTEMPTS", "AFTER"]
+    rows = [
         [
-            (
-                Piece(step.name, "bold" if step.pivot else ""),
-                Piece(step.action),
-                Piece(_compensation(step)),
-                Piece(step.queue),
-                Piece(duration(step.timeout / timedelta(milliseconds=1))),
-                Piece(_attempts(step.retry)),
-                Piece(", ".join(step.after)),
-            )
-            for step in definition.steps
-        ],
-        right=frozenset({"TIMEOUT", "ATTEMPTS"}),
-    )
+            Piece(step.name, "bold" if step.pivot else ""),
+            Piece(step.action),
+            Piece(_compensation(step)),
+            Piece(step.queue),
+            Piece(duration(step.timeout / timedelta(milliseconds=1))),
+            Piece(_attempts(step.retry)),
+            Piece(", ".join(step.after)),
+        ]
+        for step in definition.steps
+    ]
+    if _is_in_order(definition):  # then "after" says nothing new
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
+    yield Table(tuple(headers), rows, right=frozenset({"TIMEOUT", "ATTEMPTS"}))
+    if definition.pivot:
+        yield line(Piece("pivot  ", "dim"), f"{definition.pivot.name}; after it only forward")
+
+
+def _is_in_order(definition: Definition) -> bool:
+    before = [(), *((step.name,) for step in definition.steps)]
+    return all(step.after == one for step, one in zip(definition.steps, before, strict=False))
 
 
 def _input_type(schema: dict[str, Any]) -> dict[str, Any]:
@@ -221,11 +228,9 @@ def _input_type(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compensation(step: PlannedStep) -> str:
-    if step.pivot:
-        return "(pivot)"
     if step.undo_task:
         return step.undo_task
-    return "(nothing to undo)" if step.compensation else "(only forward)"
+    return "nothing to undo" if step.compensation else "-"
 
 
 def _attempts(retry: Retry) -> str:

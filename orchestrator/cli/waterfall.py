@@ -9,6 +9,7 @@ from orchestrator.trace_files import Span
 
 _BAR_MIN: Final = 16
 _NAMES_MAX: Final = 48
+_REMARKS_MAX: Final = 60
 _NS_PER_MS: Final = 1_000_000
 _TICKS: Final = 8
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
@@ -60,7 +61,8 @@ def waterfall(spans: Sequence[Span], width: int) -> list[Line]:
     names = min(max(len(row.prefix) + len(row.span.name) for row in rows), _NAMES_MAX)
     services = max(len(span.service) for span in spans)
     took = 10
-    bar = max(_BAR_MIN, width - names - services - took - 6)
+    remarks = max(sum(len(piece.text) for piece in _remarks(span)) for span in spans)
+    bar = max(_BAR_MIN, width - names - services - took - 5 - min(remarks, _REMARKS_MAX))
     start = min(span.start_ns for span in spans)
     whole = max(max(span.end_ns for span in spans) - start, 1)
     whole_text = duration(whole / _NS_PER_MS)

@@ -79,7 +79,7 @@ def test_a_definition_shows_every_step_and_its_undoing() -> None:
     shown = as_text(render.definition_blocks(definition))
     assert "trip v3  deadline 1 h 0 min" in shown
     assert "input  [order_id]" in shown
-    assert ["hotel", "hotels.book", "hotels.cancel", "hotels", "30.00", "s", "2", "flight"] in (
+    assert ["hotel", "hotels.book", "hotels.cancel", "hotels", "30.00", "s", "2"] in (
         _rows(shown, "hotels")
     )
 
