@@ -302,17 +302,23 @@ def _compensation_replied(
 
 
 def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Iterator[Event]:
+    names = [*state.steps]
     if state.deadline_at and state.deadline_at <= now and _deadline_applies(definition, state):
-        yield DeadlineExceeded()
-    for name, step in state.steps.items():
+        yield (exceeded := DeadlineExceeded())
+        state = evolve(state, exceeded)
+    for name in names:
+        step = state.step(name)
         if step.phase in IN_FLIGHT and step.due_at and step.due_at <= now:
             direction: Direction = "action" if step.phase is Phase.RUNNING else "compensation"
-            yield StepTimedOut(
+            timed_out = StepTimedOut(
                 step=name,
                 direction=direction,
                 attempt=_attempt(step, direction),
                 retry_at=_retry_at(definition, state, name, direction, None, now),
             )
+            yield timed_out
+            # Once one has given up, the next one is not retried any more.
+            state = evolve(state, timed_out)
 
 
 def _retry_at(

@@ -355,6 +355,16 @@ def test_the_deadline_does_not_interrupt_compensation() -> None:
     assert tags(run.tell(Tick()).events) == ["step_timed_out"]
 
 
+def test_no_retry_is_announced_when_the_deadline_has_passed_too() -> None:
+    """One late tick finds both: the step that timed out is undone, and its history says so."""
+    run = Run(linear("a", deadline=timedelta(minutes=1)))
+    run.wait(LONG)
+    exceeded, timed_out = run.tell(Tick()).events[:2]
+    assert tags([exceeded]) == ["deadline_exceeded"]
+    assert isinstance(timed_out, StepTimedOut)
+    assert timed_out.retry_at is None
+
+
 # The pivot ------------------------------------------------------------------------------------
 
 
