@@ -25,7 +25,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
 from orchestrator.core.state import Phase, SagaState, Status, evolve
-from shared.messages import Failure
+from shared.messages import Failed, Failure, Rejected, Reply, Succeeded
 
 IN_FLIGHT = {Phase.RUNNING, Phase.UNDOING}
 WAITING = {Phase.RETRYING, Phase.UNDO_RETRYING}
@@ -48,6 +48,7 @@ def check_decision(
     if not decision.events:
         assert decision.state == before, "the state changed without an event"
         assert not decision.commands
+        _check_ignored(before, message, decision)
         return
     assert decision == decide(definition, before, message, now), "decided twice, differently"
     if before is not None:
@@ -104,6 +105,23 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
                 if not _nothing_left(definition.by_name[name], phases[name])
             ]
             assert held, f"the undo of {planned.name} could have begun"
+
+
+def _check_ignored(state: SagaState | None, message: Message, decision: Decision) -> None:
+    """Only what is stale or a duplicate may be ignored, and only what was never asked for refused."""
+    if state is None or state.status.final or not isinstance(message, Reply) or decision.refused:
+        return
+    step = state.step(message.step)
+    forward = message.direction == "action"
+    match message.outcome:
+        case Succeeded():
+            known = step.success or step.phase is Phase.UNDONE
+            assert known if forward else step.phase is Phase.UNDONE, "a success was dropped"
+        case Rejected() | Failed():
+            current = message.attempt == (step.attempt if forward else step.undo_attempt)
+            flying = step.phase is (Phase.RUNNING if forward else Phase.UNDOING)
+            said_no = isinstance(message.outcome, Rejected) and step.phase is Phase.RETRYING
+            assert not (current and (flying or (forward and said_no))), "an answer was dropped"
 
 
 def _check_event(
@@ -227,6 +245,8 @@ def _check_failed(
     given_up = exhausted or hopeless
     if event.retry_at is not None:
         assert not given_up, "a retry that the policy forbids"
+        back = _turning_back(definition, state) and not _unsafe(planned)
+        assert not (forward and back), "a retry is announced that will not be made"
         assert now <= event.retry_at <= now + retry.backoff.wait_max
     elif not given_up:
         assert forward, "an undo given up while its policy allows another attempt"
