@@ -98,6 +98,7 @@ def test_children_do_not_outlive_a_parent_that_was_killed(tmp_path: Path) -> Non
     with parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
+        wait_until(lambda: "up" in (tmp_path / "out").read_text(), what="it to ignore SIGTERM")
         parent.kill()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 

@@ -36,6 +36,12 @@ def test_children_stand_under_their_parents_in_order_of_time() -> None:
     assert names == ["root", "├─ early", "│  └─ child", "└─ late"]
 
 
+def test_who_started_first_stands_first_however_long_it_took() -> None:
+    """Order is that of the starts, not of the ends."""
+    rows = tree([_span("root", None, 0, 9), _span("b", "root", 2, 3), _span("a", "root", 1, 8)])
+    assert [row.span.name for row in rows] == ["root", "a", "b"]
+
+
 def test_a_span_without_its_parent_is_not_lost() -> None:
     """The caller's span, and a parent that nobody exported, are elsewhere."""
     rows = tree([*SPANS, _span("stray", "gone", 10, 20)])
