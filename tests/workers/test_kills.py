@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -134,3 +135,18 @@ def test_worker_without_a_database_ends(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(services, "DATABASE_WITHIN", timedelta(0))
     with pytest.raises(SystemExit, match="No database: refused"):
         services.on_worker(SimpleNamespace(app=services.app))
+
+
+def test_slow_step_does_not_stop_the_other_greenlets(
+    redis_url: str, broker: StandIn, ledgers: Settings
+) -> None:
+    """SQLite waits inside the thread that all greenlets share; the barrier waits outside of it."""
+    slow = {"delay_in": "inventory.reserve", "delay_seconds": 1.0}
+    for number, delay in enumerate((slow, {}, slow, {})):
+        of = command(saga_id=f"saga-{number}")
+        payload: dict[str, Any] = {"sku": "lamp", "quantity": 1, **delay}
+        broker.send("inventory.reserve", of, queue=QUEUE, **payload)
+    options = ("-Q", QUEUE, "-P", "gevent", "-c", "10")
+    with worker("workers", redis_url, ledgers.home, *options, **environment(ledgers, "")):
+        replies = [broker.reply() for _ in range(4)]
+    assert {summary(reply.outcome).split()[0] for reply in replies} == {"succeeded"}

@@ -66,21 +66,15 @@ class StepRequest(Request):
         super().__init__(message, *args, **kwargs)
         # Celery's next line is "Task … received", before any signal.
         logs.remember_task(self.id, message.headers)
-        self._answered = False
-
-    @override
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A soft time limit is an exception in the task; a hard one has killed it."""
-        if not soft:
-            text = f"The hard time limit of {timeout:g} s was exceeded."
-            self._answer(failure(TIME_LIMIT_EXCEEDED, text, retryable=True))
-        super().on_timeout(soft, timeout)
 
     @override
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
-        """The task raised, in which case it has sent its reply, or its process is gone."""
+        """The task raised, in which case it has sent its reply, or its process is gone.
+
+        A hard time limit comes here too: Celery has killed the process, and nobody else answers.
+        """
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, TimeLimitExceeded):
             self._answer(failure(TIME_LIMIT_EXCEEDED, str(error), retryable=True))
@@ -99,9 +93,6 @@ class StepRequest(Request):
         return isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
 
     def _answer(self, why: Failure) -> None:
-        if self._answered:
-            return
-        self._answered = True
         headers = self.message.headers
         with logs.saga_context({**headers, "task_id": self.id, "task_name": self.name}):
             try:
