@@ -149,6 +149,9 @@ def _check_event(
         case StepRejected():
             assert not state.backward
             assert state.step(event.step).phase in {Phase.RUNNING, Phase.RETRYING, Phase.PENDING}
+            if event.attempt > 1:
+                after = evolve(state, event).step(event.step).phase
+                assert after is Phase.FAILED, "the earlier attempts may have done it"
         case StepFailed() | StepTimedOut():
             _check_failed(definition, state, event, now)
         case _:

@@ -1,6 +1,6 @@
 """Everything that can happen to every small saga. See `walk` for how it stays small.
 
-``SAGA_WALK_BOUND`` sets how far it goes: 1 (default) takes some seconds, 2 about half an hour.
+``SAGA_WALK_BOUND`` sets how far it goes: 1 (default) takes some seconds, 2 some minutes.
 """
 
 import os
