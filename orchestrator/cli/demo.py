@@ -197,7 +197,7 @@ class _Demo:
         )
         view = client.view(saga_id)
         error = render.error_line(view)
-        self._show([render.headline(view), *([error] if error else [])])
+        self._show([render.headline(view, utc_now()), *([error] if error else [])])
         if view.outcome != wanted:
             raise SagaError(
                 f"Saga {saga_id} should have ended {wanted}, but is {view.status}.",

@@ -72,14 +72,16 @@ def event_piece(event: str, direction: str | None) -> Piece:
     return Piece(words, _MILESTONES.get(event, ""))
 
 
-def headline(view: SagaView) -> Line:
+def headline(view: SagaView, now: datetime) -> Line:
     """Name, id and status of a saga in one line."""
-    took = "in" if view.outcome else "for"
+    took = f"in {duration(view.duration_ms)}"
+    if view.outcome is None:
+        took = f"for {duration((now - view.started_at) / timedelta(milliseconds=1))}"
     return line(
         Piece(f"{view.name} v{view.version}", "bold"),
         f"  {view.saga_id}  ",
         status_piece(view.status),
-        f" {took} {duration(view.duration_ms)}",
+        f" {took}",
     )
 
 
@@ -98,7 +100,7 @@ def error_line(view: SagaView) -> Line | None:
 
 def saga_blocks(view: SagaView, now: datetime) -> Iterator[Block]:
     """All there is to say about a saga."""
-    yield headline(view)
+    yield headline(view, now)
     for name, value in _facts(view, now):
         yield line(Piece(f"{name:<9}", "dim"), *value)
     yield ()

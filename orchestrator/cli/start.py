@@ -9,7 +9,7 @@ import typer
 from orchestrator.cli import output, session
 from orchestrator.cli.given_input import read_input
 from orchestrator.cli.options import Json
-from shared.clock import monotonic, pause
+from shared.clock import monotonic, pause, utc_now
 from shared.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _result(view: "SagaView") -> list[output.Block]:
 
     error = render.error_line(view)
     return [
-        render.headline(view),
+        render.headline(view, utc_now()),
         *([output.line(output.Piece("error    ", "dim"), *error)] if error else []),
         output.line(output.Piece("trace    ", "dim"), view.trace_id),
     ]

@@ -50,6 +50,7 @@ def test_a_compensated_saga_says_why_and_what_was_undone() -> None:
 def test_a_retrying_saga_says_what_comes_next() -> None:
     """The next attempt, with the time until then."""
     shown = _shown(stories.retrying())
+    assert "running for 20 ms" in shown
     assert "next     next attempt of hotel" in shown
     assert "(in " in shown
     assert "again at" in shown

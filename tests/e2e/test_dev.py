@@ -142,3 +142,21 @@ def test_a_store_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
     assert done.err.startswith("error: ")
     assert "Traceback" not in done.err
     assert "secret" not in done.err
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    """What the operating system says, with the path, and no traceback."""
+    (tmp_path / "file").write_text("")
+    done = Folder(tmp_path).saga("dev", env={"SAGA_HOME": "file/home"})
+    assert done.code == 1
+    assert done.err.startswith("error: Not a directory: file/home")
+    assert "Traceback" not in done.err
+
+
+def test_where_nothing_has_run_there_is_nothing_to_read(tmp_path: Path) -> None:
+    """It is said instead of shown as an empty list, and looking creates nothing."""
+    done = Folder(tmp_path).saga("list", "--json")
+    assert done.code == 2
+    assert "There is no store in .saga" in done.error["message"]
+    assert Folder(tmp_path).saga("definitions", "--json").json[0]["name"] == "place-order"
+    assert not (tmp_path / ".saga").exists()
