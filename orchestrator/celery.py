@@ -1,0 +1,85 @@
+"""``celery -A orchestrator worker``: an orchestrator that Celery's own tools can see.
+
+The coordinator runs in a thread of the worker, started by a bootstep; the worker around it answers
+``celery inspect ping``, handles signals and runs under any process supervisor. It executes no
+tasks, so its pool is ``solo``.
+"""
+
+import threading
+from typing import Any, Final
+
+import structlog
+from celery import Celery, bootsteps
+from celery.worker import state as worker_state
+from typing_extensions import override
+
+from orchestrator.bootstrap import make_celery, make_coordinator
+from orchestrator.coordinator import RECONNECT, Coordinator
+from shared.backoff import delay
+from shared.errors import SagaError, UnavailableError
+from shared.settings import settings
+
+EXIT_SOFTWARE: Final = 70
+"""An error that nobody has foreseen; the supervisor starts the worker again."""
+
+STOP_SECONDS_MAX: Final = 10
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class CoordinatorStep(bootsteps.StartStopStep):
+    """Runs a coordinator for as long as the worker runs."""
+
+    @override
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._app: Celery[Any] = parent.app
+        self._stopping = threading.Event()
+        self._coordinator: Coordinator | None = None
+        self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
+
+    @override
+    def start(self, parent: Any) -> None:
+        self._thread.start()
+
+    @override
+    def stop(self, parent: Any) -> None:
+        self._stopping.set()
+        if self._coordinator:
+            self._coordinator.stop()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS_MAX)
+
+    @override
+    def terminate(self, parent: Any) -> None:
+        self.stop(parent)
+
+    def _run(self) -> None:
+        try:
+            self._coordinator = self._made()
+            if self._coordinator and not self._stopping.is_set():
+                self._coordinator.run()
+        except SagaError as error:
+            log.critical("coordinator.cannot_run", error=str(error))
+            worker_state.should_terminate = error.exit_code  # type: ignore[assignment]  # stubs: None
+        except BaseException:  # a thread that dies in silence would leave a worker that does nothing
+            log.critical("coordinator.died", exc_info=True)
+            worker_state.should_terminate = EXIT_SOFTWARE  # type: ignore[assignment]  # stubs: None
+
+    def _made(self) -> Coordinator | None:
+        """A coordinator, as soon as its store can be reached."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                return make_coordinator(settings(), self._app)
+            except UnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    log.error("dependency.unavailable", dependency="store", error=str(error))  # noqa: TRY400 - expected, and told in one line
+                self._stopping.wait(delay(RECONNECT, failures, "store").total_seconds())
+        return None
+
+
+app = make_celery(settings)
+app.add_defaults(lambda: {"worker_pool": "solo"})
+app.steps["worker"].add(CoordinatorStep)

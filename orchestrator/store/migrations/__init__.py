@@ -1,0 +1,1 @@
+"""Alembic migrations; `orchestrator.store.schema.migrate` runs them."""

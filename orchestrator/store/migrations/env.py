@@ -1,0 +1,9 @@
+"""Runs the migrations on the connection that `orchestrator.store.schema.migrate` gives."""
+
+from alembic import context
+
+from orchestrator.store.tables import METADATA
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+with context.begin_transaction():
+    context.run_migrations()
