@@ -61,7 +61,9 @@ def main() -> int:
 def _measured(system: str, sagas: int, samples: int) -> Result | None:
     sizes = ["--sagas", str(sagas), "--samples", str(samples)]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.measure", system, *sizes], stdout=subprocess.PIPE, check=False
+        [sys.executable, "-m", "bench.measure", system, *sizes],
+        stdout=subprocess.PIPE,
+        check=False,
     )
     if done.returncode:
         return None
