@@ -51,9 +51,7 @@ def load_sagas(modules: Iterable[str]) -> list[Saga]:
 
 def make_celery(settings: Callable[[], Settings]) -> Celery[Any]:
     """The orchestrator's own Celery app; the settings are read when it needs them."""
-    return make_app(
-        SERVICE, service=SERVICE, settings=settings, default_queue=ORCHESTRATOR_QUEUE
-    )
+    return make_app(SERVICE, service=SERVICE, settings=settings, default_queue=ORCHESTRATOR_QUEUE)
 
 
 def make_store(settings: Settings) -> SqlStore:
@@ -80,9 +78,7 @@ def make_engine(settings: Settings, app: Celery[Any] | None = None) -> Engine:
         store=make_store(settings),
         transport=transport,
         catalog=catalog,
-        tracing=SagaTracing(
-            system=messaging_system(settings.celery_broker_url), clock=utc_now
-        ),
+        tracing=SagaTracing(system=messaging_system(settings.celery_broker_url), clock=utc_now),
         clock=utc_now,
         payload_bytes_max=settings.payload_bytes_max,
     )
@@ -103,9 +99,10 @@ def make_reader(settings: Settings) -> Client:
 
 
 def make_coordinator(settings: Settings, app: Celery[Any] | None = None) -> Coordinator:
-    """A coordinator whose definitions are in the store; raises as `make_engine`, and
+    """A coordinator whose definitions are in the store.
 
     Raises:
+        SagaError: As `make_engine`.
         DefinitionChanged: A definition differs from the stored copy of the same version.
     """
     engine = make_engine(settings, app)

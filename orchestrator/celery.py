@@ -33,6 +33,7 @@ class CoordinatorStep(bootsteps.StartStopStep):
     @override
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        self._worker = parent
         self._app: Celery[Any] = parent.app
         self._stopping = threading.Event()
         self._coordinator: Coordinator | None = None
@@ -61,10 +62,17 @@ class CoordinatorStep(bootsteps.StartStopStep):
                 self._coordinator.run()
         except SagaError as error:
             log.critical("coordinator.cannot_run", error=str(error))
-            worker_state.should_terminate = error.exit_code  # type: ignore[assignment]  # stubs: None
-        except BaseException:  # a thread that dies in silence would leave a worker that does nothing
+            self._end(error.exit_code)
+        except (
+            BaseException
+        ):  # a thread that dies in silence would leave a worker that does nothing
             log.critical("coordinator.died", exc_info=True)
-            worker_state.should_terminate = EXIT_SOFTWARE  # type: ignore[assignment]  # stubs: None
+            self._end(EXIT_SOFTWARE)
+
+    def _end(self, exit_code: int) -> None:
+        """Make the worker end; Celery itself would exit with 0."""
+        self._worker.exitcode = exit_code
+        worker_state.should_terminate = True  # type: ignore[assignment]  # the stubs say None
 
     def _made(self) -> Coordinator | None:
         """A coordinator, as soon as its store can be reached."""

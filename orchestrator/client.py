@@ -33,7 +33,7 @@ class Client:
         self._engine = engine
         self._store = engine.store
 
-    def start(  # noqa: PLR0913 - name and input, the rest is optional and named
+    def start(
         self,
         name: str,
         input: Mapping[str, Any],  # noqa: A002 - the field's name everywhere

@@ -12,6 +12,7 @@ from typing import Any, Final
 from celery import Celery
 from typing_extensions import override
 
+from shared.broker_transport import transport_for
 from shared.celery_errors import as_shown
 from shared.errors import ConfigurationError
 from shared.settings import Settings
@@ -57,6 +58,7 @@ def configuration(settings: Settings, broker_url: str, default_queue: str) -> di
     """Celery's settings for a broker."""
     return {
         "broker_url": broker_url,
+        "broker_transport": transport_for(broker_url),
         "broker_transport_options": transport_options(broker_url, settings),
         # A broker that is away is waited for, at start as well as later.
         "broker_connection_retry": True,
@@ -77,6 +79,8 @@ def configuration(settings: Settings, broker_url: str, default_queue: str) -> di
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "worker_prefetch_multiplier": 1,
+        # How long a killed child may still be about to answer.
+        "worker_lost_wait": 2.0,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_send_task_events": False,
         "worker_hijack_root_logger": False,

@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from pydantic import field_validator
 
 from shared.codec import PAYLOAD_BYTES_MAX_DEFAULT
 from shared.errors import ConfigurationError
@@ -37,7 +36,7 @@ class Settings(BaseSettings):
         log_level: Level of the root logger.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SAGA_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SAGA_", env_ignore_empty=True, extra="ignore")
 
     home: Path = Path(".saga")
     broker_url: str = ""

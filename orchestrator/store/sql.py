@@ -203,8 +203,8 @@ class SqlStore(Store):
 
     @override
     def count_by_status(self) -> dict[Status, int]:
-        query = sa.select(SAGA.c.status, sa.func.count()).group_by(SAGA.c.status)
-        return {Status(row[0]): row[1] for row in self._all(query)}
+        query = sa.select(SAGA.c.status, sa.func.count().label("sagas")).group_by(SAGA.c.status)
+        return {Status(row.status): row.sagas for row in self._all(query)}
 
     @override
     def history(self, saga_ids: Collection[str]) -> dict[str, list[Recorded]]:
