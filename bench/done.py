@@ -9,7 +9,7 @@ from bench import names
 
 @cache
 def _client(pid: int) -> "redis.Redis":
-    return redis.Redis.from_url(names.broker())
+    return redis.Redis.from_url(names.broker(), socket_timeout=None)
 
 
 def tell(pid: int, number: str) -> None:
