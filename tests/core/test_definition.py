@@ -415,7 +415,11 @@ def test_an_input_is_stored_as_json_gives_it_back() -> None:
     assert checked == {"by_number": {"1": "one"}, "wait": "PT1S"}
 
 
-@pytest.mark.parametrize("build", [lambda: Output("a"), lambda: Input("x"), lambda: Literal(1)])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: Output("a"), lambda: Input("x"), lambda: Literal(1)],
+    ids=["output", "input", "literal"],
+)
 def test_references_are_values(build: Callable[[], object]) -> None:
     """Equal when they say the same."""
     assert build() == build()

@@ -11,7 +11,6 @@ from shared.settings import settings
 SERVICES: Final = ("inventory", "payment", "shipping", "orders", "notifications")
 
 app = make_app("workers", service="workers", settings=settings, default_queue=SERVICES[0])
-"""Celery waits ten seconds whether a lost child's result is still to come; here it may come twice."""
 app.conf.task_queues = [
     Queue(name, Exchange(name, type="direct"), routing_key=name) for name in SERVICES
 ]
