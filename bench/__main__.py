@@ -38,9 +38,9 @@ def main() -> int:
     given = parser.parse_args()
     console = Console()
     if given.million:
-        from bench import million
+        from bench.million import run
 
-        million.run(console, given.million)
+        run(console, given.million)
         return 0
     part = 5 if given.quick else 1
     results: list[Result] = []
