@@ -453,7 +453,7 @@ class StoreContract:
         assert store.outbox_size() == 2
         later = T0 + seconds(60)
         assert sorted(store.claim_unpublished(later, later, 10), key=_attempt) == sent
-        store.commit((), published=[sent[0].id, "unknown", "\0"])
+        store.commit((), published=[sent[0].id, "unknown"])
         assert store.outbox_size() == 1
         assert store.claim_unpublished(later + seconds(1), later, 10) == sent[1:]
 
@@ -528,7 +528,7 @@ class StoreContract:
     def test_what_was_traced_is_not_due_again(self, store: Store) -> None:
         """Clearing it is no change of the saga: its sequence and the rest stay."""
         put(store, row("done", trace_due_at=T0), row("waits", trace_due_at=T0))
-        store.commit((), traced=["done", "unknown", "\0"])
+        store.commit((), traced=["done", "unknown"])
         assert store.claim_untraced(T0, T0 + seconds(30), 10) == ["waits"]
         assert store.load(["done"])["done"] == row("done")
         assert store.commit([change(row("done", 2))]) == frozenset()

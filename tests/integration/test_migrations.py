@@ -1,0 +1,164 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from orchestrator.store import migrations, schema
+from orchestrator.store.sql import open_store, upgrade
+from orchestrator.store.tables import METADATA
+from shared.errors import ConfigurationError
+from tests.contracts.store_contract import change, row
+
+BOTH = ["sqlite", "postgresql"]
+
+_POSTGRESQL = """
+    SELECT 'index', indexname, indexdef FROM pg_indexes
+    WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+    UNION ALL
+    SELECT 'constraint', conname, conrelid::regclass || ' ' || pg_get_constraintdef(oid)
+    FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+    UNION ALL
+    SELECT 'column', table_name || '.' || ordinal_position || '.' || column_name,
+        data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '')
+    FROM information_schema.columns
+    WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+"""
+_SQLITE = """
+    SELECT type, name, sql FROM sqlite_master
+    WHERE tbl_name <> 'alembic_version' AND sql IS NOT NULL
+"""
+
+
+@pytest.fixture(params=BOTH)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/saga.db"
+    made: str = request.getfixturevalue("postgres_url")
+    return made
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[sa.Engine]:
+    """A plain engine on it, without anything of the store."""
+    made = sa.create_engine(url)
+    yield made
+    made.dispose()
+
+
+def objects(engine: sa.Engine) -> dict[tuple[str, str], str]:
+    """Every table, column, constraint and index of a database with its definition."""
+    query = _SQLITE if engine.dialect.name == "sqlite" else _POSTGRESQL
+    with engine.connect() as connection:
+        return {
+            (kind, name): _in_order(" ".join(str(text).split()))
+            for kind, name, text in connection.execute(sa.text(query))
+        }
+
+
+def _in_order(definition: str) -> str:
+    """SQLite keeps the text of a table, in which the order of constraints means nothing."""
+    columns, *constraints = definition.removesuffix(" )").split(", CONSTRAINT ")
+    return ", CONSTRAINT ".join([columns, *sorted(constraints)])
+
+
+def test_migrations_reach_exactly_the_declared_schema(url: str, engine: sa.Engine) -> None:
+    """Alembic sees no difference, nor does the database: checks and partial indexes too."""
+    upgrade(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        found: list[Any] = compare_metadata(context, METADATA)
+    assert found == []
+    migrated = objects(engine)
+    assert migrated
+    METADATA.drop_all(engine)
+    assert objects(engine) == {}
+    METADATA.create_all(engine)
+    assert objects(engine) == migrated
+
+
+def test_upgrading_twice_is_fine(url: str, engine: sa.Engine) -> None:
+    """It keeps what is stored."""
+    upgrade(url)
+    store = open_store(url, create=False)
+    store.commit([change(row("s"))])
+    before = objects(engine)
+    upgrade(url)
+    assert objects(engine) == before
+    assert store.load(["s"]) == {"s": row("s")}
+    store.close()
+
+
+def test_two_processes_may_upgrade_at_once(url: str) -> None:
+    """Orchestrators of one deployment start together; both find it done."""
+    together = threading.Barrier(2, timeout=30)
+    done: list[None] = []
+
+    def run() -> None:
+        together.wait()
+        upgrade(url)
+        done.append(None)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(done) == 2
+    store = open_store(url, create=False)
+    store.check()
+    store.close()
+
+
+def test_an_empty_database_is_told_from_an_upgraded_one(url: str, engine: sa.Engine) -> None:
+    """The error says what to run, and nothing is created behind anybody's back."""
+    with pytest.raises(ConfigurationError, match="Run `saga db upgrade`"):
+        open_store(url, create=False)
+    assert objects(engine) == {}
+    upgrade(url)
+    open_store(url, create=False).close()
+
+
+def test_an_older_schema_says_how_to_upgrade(url: str, engine: sa.Engine) -> None:
+    """With both revisions."""
+    upgrade(url)
+    _stamp(engine, "0000")
+    with pytest.raises(ConfigurationError, match=rf"0000.*{schema.HEAD}.*`saga db upgrade`"):
+        open_store(url, create=False)
+
+
+def test_a_newer_schema_is_refused(url: str, engine: sa.Engine) -> None:
+    """An older program must not touch it, and cannot mend it by upgrading."""
+    upgrade(url)
+    _stamp(engine, "9999")
+    for attempt in (
+        lambda: open_store(url, create=False),
+        lambda: open_store(url, create=True),
+        lambda: upgrade(url),
+    ):
+        with pytest.raises(ConfigurationError, match="9999, newer"):
+            attempt()
+
+
+def test_head_is_the_newest_migration() -> None:
+    """The check at the start asks for the one that the migrations end with."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_heads() == [schema.HEAD]
+
+
+def _stamp(engine: sa.Engine, revision: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision}
+        )

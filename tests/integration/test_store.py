@@ -1,0 +1,293 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from orchestrator.core.state import Status
+from orchestrator.store import tables
+from orchestrator.store.sql import SqlStore, open_store, upgrade
+from shared.embedded import free_port
+from shared.errors import ConfigurationError, SagaError, UnavailableError
+from tests.contracts.store_contract import T0, change, command, row, seconds
+from tests.servers.postgres import PostgresServer
+
+FINISHED = 5_000
+"""Sagas that are over: enough that reading them all is never the best plan."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    """A store with its schema."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/saga.db"
+    else:
+        url = request.getfixturevalue("postgres_url")
+    upgrade(url)
+    made = open_store(url, create=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def on_postgres(postgres_url: str) -> Iterator[SqlStore]:
+    """A store in PostgreSQL."""
+    upgrade(postgres_url)
+    made = open_store(postgres_url, create=False)
+    yield made
+    made.close()
+
+
+# Plans ----------------------------------------------------------------------------------------
+
+
+def fill(store: SqlStore) -> None:
+    """Many finished sagas and fresh outbox rows, and a few that somebody looks for."""
+    finished = [
+        {
+            "id": f"done-{number}",
+            "name": "test",
+            "version": 1,
+            "key": f"k-{number}",
+            "status": "completed",
+            "sequence": 1,
+            "trace_id": f"{number:032x}",
+            "started_at": T0,
+            "updated_at": T0,
+            "wake_at": None,
+            "trace_due_at": None,
+            "state": "{}",
+        }
+        for number in range(FINISHED)
+    ]
+    fresh = [
+        {"id": f"c-{number}", "saga_id": "s", "handed_out_at": T0 + seconds(60), "command": "{}"}
+        for number in range(FINISHED)
+    ]
+    with store.database.writing() as connection:
+        connection.execute(sa.insert(tables.SAGA), finished)
+        connection.execute(sa.insert(tables.SAGA_OUTBOX), fresh)
+    waiting = [
+        change(row(f"s{n}", wake_at=T0, trace_due_at=T0), commands=[command(f"s{n}")])
+        for n in range(3)
+    ]
+    assert store.commit(waiting) == frozenset()
+    with store.database.writing() as connection:
+        connection.exec_driver_sql("ANALYZE")
+
+
+def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
+    """How the database goes about each statement of a call."""
+    statements: list[tuple[str, Any]] = []
+
+    def remember(
+        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "WITH")):
+            statements.append((statement, parameters))
+
+    engine = store.database._read
+    sa.event.listen(engine, "before_cursor_execute", remember)
+    call()
+    sa.event.remove(engine, "before_cursor_execute", remember)
+    explain = "EXPLAIN QUERY PLAN" if store.database.is_sqlite else "EXPLAIN"
+    with store.database.reading() as connection:
+        return [
+            "\n".join(
+                str(line[-1])
+                for line in connection.exec_driver_sql(f"{explain} {statement}", parameters)
+            )
+            for statement, parameters in statements
+        ]
+
+
+@pytest.mark.parametrize(
+    "index, call",
+    [
+        ("ix_saga_wake_at", lambda store: store.due(T0, 10)),
+        (
+            "ix_saga_outbox_handed_out_at",
+            lambda store: store.claim_unpublished(T0 + seconds(1), T0 + seconds(60), 10),
+        ),
+        (
+            "ix_saga_trace_due_at",
+            lambda store: store.claim_untraced(T0, T0 + seconds(30), 10),
+        ),
+        ("ux_saga_name_key", lambda store: store.find_by_key("test", "k-missing")),
+        ("ix_saga_trace_id", lambda store: store.find_by_trace(f"{7:032x}")),
+        ("ix_saga_status", lambda store: store.list_sagas(statuses=[Status.RUNNING], limit=3)),
+    ],
+    ids=["due", "unpublished", "untraced", "key", "trace", "list"],
+)
+def test_polls_read_nothing_but_what_they_look_for(
+    store: SqlStore, index: str, call: Callable[[SqlStore], object]
+) -> None:
+    """Each statement goes through its index; finished sagas cost the running ones nothing."""
+    fill(store)
+    found: list[object] = []
+    explained = plans(store, lambda: found.append(call(store)))
+    assert found != [[]]
+    assert explained
+    for plan in explained:
+        assert index in plan
+        assert "Seq Scan" not in plan
+        # SQLite says SCAN for a whole table, and for a whole index.
+        assert "SCAN saga" not in plan.replace(f"SCAN saga USING INDEX {index}", "")
+
+
+@pytest.mark.parametrize("index", ["ix_saga_wake_at", "ix_saga_trace_due_at"])
+def test_the_index_of_a_timer_holds_no_finished_saga(on_postgres: SqlStore, index: str) -> None:
+    """It is as large as what is running, whatever has finished."""
+    fill(on_postgres)
+    with on_postgres.database.reading() as connection:
+        tuples = connection.execute(
+            sa.text("SELECT reltuples FROM pg_class WHERE relname = :index"), {"index": index}
+        ).scalar()
+    assert tuples == 3
+
+
+# SQLite ---------------------------------------------------------------------------------------
+
+
+def test_a_commit_in_sqlite_survives_a_power_failure(tmp_path: Path) -> None:
+    """Readers go on beside the writer, and every commit is synced."""
+    store = open_store(f"sqlite:///{tmp_path}/saga.db", create=True)
+    with store.database.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    store.close()
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    """With an error for people."""
+    path = tmp_path / "notes.txt"
+    path.write_text("This is not a database, though it is long enough to be one.\n" * 50)
+    with pytest.raises(SagaError, match=r"notes\.txt"):
+        open_store(f"sqlite:///{path}", create=True)
+
+
+def test_a_folder_that_does_not_exist_is_made(tmp_path: Path) -> None:
+    """The embedded store needs no preparation."""
+    store = open_store(f"sqlite:///{tmp_path}/a/b/saga.db", create=True)
+    store.close()
+    assert (tmp_path / "a/b/saga.db").exists()
+
+
+def test_a_writer_waits_for_another(tmp_path: Path) -> None:
+    """While one holds the database, the other can still read what was committed before."""
+    url = f"sqlite:///{tmp_path}/saga.db"
+    one, other = open_store(url, create=True), open_store(url, create=False)
+    with one.database.writing() as connection:
+        connection.execute(sa.delete(tables.SAGA_OUTBOX))
+        assert other.load(["s"]) == {}
+    assert other.commit([change(row("s"))]) == frozenset()
+    assert one.load(["s"]) == {"s": row("s")}
+    one.close()
+    other.close()
+
+
+# PostgreSQL -----------------------------------------------------------------------------------
+
+
+def test_a_store_survives_a_restart_of_postgresql(
+    postgres_server: PostgresServer, on_postgres: SqlStore
+) -> None:
+    """It reconnects by itself, and what was committed is there."""
+    assert on_postgres.commit([change(row("before"))]) == frozenset()
+    postgres_server.restart()
+    assert on_postgres.load(["before"]) == {"before": row("before")}
+    assert on_postgres.commit([change(row("after"))]) == frozenset()
+
+
+def test_while_postgresql_is_killed_it_is_unavailable(
+    postgres_server: PostgresServer, on_postgres: SqlStore
+) -> None:
+    """Reading and writing say so; afterwards both work, with all that was committed."""
+    assert on_postgres.commit([change(row("before"), commands=[command("before")])]) == frozenset()
+    postgres_server.kill()
+    for call in (
+        on_postgres.check,
+        on_postgres.outbox_size,
+        lambda: on_postgres.due(T0, 1),
+        lambda: on_postgres.commit([change(row("lost"))]),
+    ):
+        with pytest.raises(UnavailableError):
+            call()
+    postgres_server.start()
+    assert on_postgres.load(["before", "lost"]) == {"before": row("before")}
+    assert on_postgres.outbox_size() == 1
+    assert on_postgres.commit([change(row("after"))]) == frozenset()
+
+
+def test_a_session_that_is_cut_off_in_a_transaction_commits_nothing(
+    postgres_server: PostgresServer, on_postgres: SqlStore
+) -> None:
+    """The call says unavailable; the next one works."""
+
+    def cut_off() -> None:
+        with on_postgres.database.writing() as connection:
+            connection.execute(
+                sa.insert(tables.SAGA_OUTBOX),
+                {"id": "c", "saga_id": "s", "handed_out_at": T0, "command": "{}"},
+            )
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+            postgres_server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+
+    with pytest.raises(UnavailableError):
+        cut_off()
+    assert on_postgres.outbox_size() == 0
+
+
+def test_an_unreachable_database_is_named_without_its_password() -> None:
+    """The message of the error goes into logs."""
+    url = f"postgresql+psycopg://saga:s3cret@127.0.0.1:{free_port()}/saga"
+    for call in (lambda: open_store(url, create=False), lambda: upgrade(url)):
+        with pytest.raises(UnavailableError) as caught:
+            call()
+        assert "127.0.0.1" in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_exist_is_named(postgres_server: PostgresServer) -> None:
+    """The server answers, but has no such database."""
+    postgres_server.start()
+    with pytest.raises(UnavailableError, match="no_such_database"):
+        open_store(postgres_server.url_of("no_such_database"), create=False)
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://me:s3cret@host/db", "postgresql+psycopg2://me:s3cret@host/db", "s3cret"]
+)
+def test_another_kind_of_database_is_refused(url: str) -> None:
+    """With the setting and what is allowed, and without the password."""
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(url, create=False)
+    assert "SAGA_DATABASE_URL" in str(caught.value)
+    assert "postgresql+psycopg" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_plain_postgresql_url_is_understood(postgres_url: str) -> None:
+    """It is what most hosts hand out."""
+    plain = postgres_url.replace("postgresql+psycopg://", "postgresql://")
+    assert plain != postgres_url
+    upgrade(plain)
+    open_store(plain, create=False).close()
+
+
+def test_a_forked_child_has_connections_of_its_own(store: SqlStore) -> None:
+    """Parent and child use the store that the parent had opened before."""
+    assert store.commit([change(row("parent"))]) == frozenset()
+    pid = os.fork()
+    if pid == 0:
+        wrong = 1
+        try:
+            if store.commit([change(row("child"))]) == frozenset() and store.load(["parent"]):
+                wrong = 0
+        finally:
+            os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert store.commit([change(row("parent", 2))]) == frozenset()
+    assert store.load(["child", "parent"]).keys() == {"child", "parent"}
