@@ -29,6 +29,7 @@ from kombu import uuid
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps
+from redis.exceptions import ConnectionError as RedisConnectionError
 from typing_extensions import override
 
 from shared.clock import monotonic, utc_now
@@ -141,6 +142,7 @@ class Channel(kombu_redis.Channel):
     QoS = QoS
 
     if TYPE_CHECKING:  # the stubs leave these out
+        connection: Any
 
         def _create_client(self) -> Any: ...
         def _disconnect_pools(self) -> None: ...
@@ -216,6 +218,15 @@ class Channel(kombu_redis.Channel):
         if now - self._restored_at >= every_seconds:
             self._restored_at = now
             self.qos.restore_visible(num=self.unacked_restore_limit, interval=1)
+
+    @override
+    def _get_pool(self, asynchronous: bool = False) -> Any:  # type: ignore[misc]  # not in the stubs
+        if self.connection.client is None:
+            # Given up by `Connection.collect` when Redis went away; a worker then closes what is
+            # left of it. It expects that a close fails like this, and would end for kombu's
+            # AttributeError. What was not acknowledged comes back in its time.
+            raise RedisConnectionError("The connection has been given up.")
+        return super()._get_pool(asynchronous)  # type: ignore[misc]  # not in the stubs
 
     @override
     def close(self) -> None:

@@ -206,6 +206,22 @@ def test_messages_outlive_a_restart_of_redis_in_the_middle(
     assert bodies(channel) == [b"b"]
 
 
+def test_closing_after_the_connection_was_given_up_fails_as_a_connection_does(
+    open_channel: Open, server: redis.Redis
+) -> None:
+    """A worker whose Redis went away closes what it has given up already, and must outlive it."""
+    channel = open_channel()
+    put(channel, "one")
+    assert channel.basic_get(QUEUE)
+    transport = channel.connection
+    client, transport.client = transport.client, None
+    channel._disconnect_pools()
+    with pytest.raises(redis.ConnectionError, match="given up"):
+        channel.close()
+    transport.client = client
+    assert server.hlen("unacked") == 1
+
+
 def test_closing_leaves_no_connection_behind(open_channel: Open, server: redis.Redis) -> None:
     """Giving messages back opens connections; they are closed again."""
 
