@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import msgspec
 
-from orchestrator.sagas.place_order import PLACE_ORDER
+from orchestrator.sagas import place_order
 
-_FIRST, *_OTHERS = PLACE_ORDER.steps
+_FIRST, *_OTHERS = place_order.PLACE_ORDER.steps
 
 CHANGED = msgspec.structs.replace(
-    PLACE_ORDER,
+    place_order.PLACE_ORDER,
     steps=(msgspec.structs.replace(_FIRST, timeout=timedelta(seconds=7)), *_OTHERS),
 )
