@@ -49,8 +49,11 @@ class Catalog:
         saga = self._sagas.get(name)
         if saga is None:
             near = difflib.get_close_matches(name, self._sagas, n=3, cutoff=0.5)
-            known = near or sorted(self._sagas)
-            hint = f"{'Did you mean' if near else 'There are'} {', '.join(known) or 'none'}?"
+            hint = (
+                f"Did you mean {' or '.join(near)}?"
+                if near
+                else f"Known are: {', '.join(sorted(self._sagas)) or 'none'}."
+            )
             raise UnknownSaga(
                 f"There is no saga named {name!r}.",
                 hint=f"{hint} `saga definitions` lists them; SAGA_DEFINITIONS names their modules.",
