@@ -29,6 +29,16 @@ from workers.examples.service import SERVICES
 
 TICK_S: Final = 0.05
 PREFORK: Final = ("payment", "inventory")
+OFTEN: Final = {
+    "worker": 3,
+    "pool process": 1,
+    "orchestrator": 2,
+    "point": 4,
+    "redis": 1,
+    "postgres": 1,
+}
+"""Faults in one deck, which is shuffled: all kinds come in a run that is long enough."""
+
 MOVING: Final = ACTIVE - {Status.STUCK}
 
 
@@ -44,6 +54,7 @@ class Chaos:
         self.injected: Counter[str] = Counter()
         self.fired: Counter[str] = Counter()
         self.unavailable = 0
+        self._deck: list[str] = []
 
     def run(self, asked: list[Order], seconds: float, settle: float) -> bool:
         """Start the orders over these seconds, and break things; whether all sagas ended."""
@@ -81,18 +92,21 @@ class Chaos:
 
     def _inject(self) -> None:
         system, random = self._system, self._random
-        faults: dict[str, tuple[int, Callable[[], bool]]] = {
-            "worker": (6, lambda: self._kill(random.choice(SERVICES))),
-            "pool process": (3, self._kill_forked),
-            "orchestrator": (5, lambda: self._kill(self._some_orchestrator())),
-            "point": (8, lambda: system.arm(random.choice(POINTS))),
-            "redis": (2, self._restart_redis),
+        ways: dict[str, Callable[[], bool]] = {
+            "worker": lambda: self._kill(random.choice(SERVICES)),
+            "pool process": self._kill_forked,
+            "orchestrator": lambda: self._kill(self._some_orchestrator()),
+            "point": lambda: system.arm(random.choice(POINTS)),
+            "redis": self._restart_redis,
+            "postgres": self._restart_postgres,
         }
-        if system.postgres:
-            faults["postgres"] = (2, self._restart_postgres)
-        weights = [weight for weight, _ in faults.values()]
-        kind = random.choices(list(faults), weights)[0]
-        done = faults[kind][1]()
+        if not self._deck:
+            self._deck = [kind for kind, often in OFTEN.items() for _ in range(often)]
+            if not system.postgres:
+                self._deck.remove("postgres")
+            random.shuffle(self._deck)
+        kind = self._deck.pop()
+        done = ways[kind]()
         # A point that is still awaited is not armed a second time.
         if done or kind != "point":
             self.injected[kind] += 1
