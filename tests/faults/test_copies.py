@@ -4,7 +4,7 @@ from collections import Counter
 
 from tests.faults.stack import TWICE, MakeStack, Ordered, Stack
 
-COUNT = 40
+COUNT = 20
 
 
 def advanced_by(stack: Stack, orders: list[Ordered]) -> set[int]:

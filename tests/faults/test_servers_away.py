@@ -5,7 +5,7 @@ from tests.faults.stack import MakeStack
 from tests.servers.postgres import PostgresServer
 from tests.waiting import wait_until
 
-COUNT = 25
+COUNT = 20
 
 
 def test_redis_restarts_under_running_sagas(

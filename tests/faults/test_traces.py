@@ -37,7 +37,7 @@ def start(stack: Stack) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("protocol, fault", [("http", ""), ("grpc", ""), ("http", BEFORE_PUBLISH)])
+@pytest.mark.parametrize("protocol, fault", [("http", ""), ("grpc", BEFORE_PUBLISH)])
 def test_each_saga_is_one_tree(make_stack: MakeStack, protocol: Protocol, fault: str) -> None:
     """Completed, compensated and retried, over both protocols, and across the death of an orchestrator."""
     with OtlpReceiver(protocol) as receiver:
