@@ -83,7 +83,9 @@ class Database:
                 raise
             raise self._unavailable(reason) from error
         except exc.DBAPIError as error:
-            if not error.connection_invalidated:
+            # Of SQLite's own errors this is the one that is about the file: it is no database.
+            broken = type(error) is exc.DatabaseError
+            if not (error.connection_invalidated or broken):
                 raise
             raise self._unavailable(_reason(error)) from error
         except exc.TimeoutError as error:

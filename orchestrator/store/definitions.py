@@ -56,7 +56,7 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
         else:
             yield from differences(old[name], new[name], inner)
     common = [name for name in old if name in new]
-    if isinstance(before, list) and common != [name for name in new if name in old]:
+    if isinstance(before, list | tuple) and common != [name for name in new if name in old]:
         yield f"{path}: order {', '.join(old)} -> {', '.join(new)}"
 
 
@@ -65,7 +65,7 @@ def _fields(value: Any) -> dict[str, Any] | None:
     if isinstance(value, dict):
         return value
     named = (
-        isinstance(value, list)
+        isinstance(value, list | tuple)
         and value
         and all(isinstance(item, dict) and "name" in item for item in value)
     )

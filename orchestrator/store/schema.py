@@ -6,6 +6,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from orchestrator.store.database import Database, wrong_schema
+from shared.errors import ConfigurationError
 
 HEAD: Final = "0001"
 """Revision that this version of the product needs; a test holds it to the newest migration."""
@@ -26,9 +27,17 @@ def check(database: Database) -> None:
     if found is None:
         raise wrong_schema(database.shown_url, "has no tables yet")
     if found > HEAD:
-        raise wrong_schema(database.shown_url, f"has schema {found}, newer than {HEAD}, ours")
+        raise too_new(database.shown_url, found)
     if found < HEAD:
         raise wrong_schema(database.shown_url, f"has schema {found}; this version needs {HEAD}")
+
+
+def too_new(shown_url: str, found: str) -> ConfigurationError:
+    """The error for a store that a later version of the product has migrated."""
+    return ConfigurationError(
+        f"The store {shown_url} has schema {found}, newer than {HEAD}, ours.",
+        hint="Run the version of the product that has migrated it, or a later one.",
+    )
 
 
 def revision(database: Database) -> str | None:

@@ -103,9 +103,13 @@ def open_store(url: str, *, create: bool) -> "SqlStore":
         ConfigurationError: The URL is wrong, or the schema is of another version.
     """
     store = SqlStore(url)
-    if create:
-        store.migrate()
-    store.check()
+    try:
+        if create:
+            store.migrate()
+        store.check()
+    except BaseException:
+        store.close()
+        raise
     return store
 
 
@@ -114,10 +118,13 @@ def upgrade(url: str) -> None:
 
     Raises:
         UnavailableError: The database cannot be reached.
+        ConfigurationError: Its schema is newer than this version's.
     """
     store = SqlStore(url)
-    store.migrate()
-    store.close()
+    try:
+        store.migrate()
+    finally:
+        store.close()
 
 
 class SqlStore(Store):
@@ -135,7 +142,10 @@ class SqlStore(Store):
 
     def migrate(self) -> None:
         """Run the migrations that are missing."""
-        if schema.revision(self.database) != schema.HEAD:
+        found = schema.revision(self.database)
+        if found is not None and found > schema.HEAD:
+            raise schema.too_new(self.database.shown_url, found)
+        if found != schema.HEAD:
             schema.migrate(self.database)
 
     @override
@@ -192,14 +202,17 @@ class SqlStore(Store):
                 if not rows.storable(wanted):
                     return []
                 query = query.where(column == wanted)
-        found: list[SagaSummary] = []
+        found: dict[str, SagaSummary] = {}
         with self.database.reading() as connection:
             # One status after the other, each straight from an index that ends at the limit.
             for status in set(statuses) or set(Status):
                 page = connection.execute(query.where(SAGA.c.status == status.value))
-                found += map(rows.summary_from, page)
-        found.sort(key=lambda one: (one.started_at, one.saga_id), reverse=True)
-        return found[:limit]
+                # By id: one that changes its status in between would be on two pages.
+                found |= {row.id: rows.summary_from(row) for row in page}
+        newest_first = sorted(
+            found.values(), key=lambda one: (one.started_at, one.saga_id), reverse=True
+        )
+        return newest_first[:limit]
 
     @override
     def count_by_status(self) -> dict[Status, int]:
