@@ -3,7 +3,6 @@
 from datetime import timedelta
 from typing import Any
 
-import pytest
 from celery import Celery
 
 from orchestrator.core.state import Status
@@ -64,19 +63,9 @@ def test_changed_definition_without_a_new_version_is_refused(make_stack: MakeSta
     stack.orchestrator("changed", SAGA_DEFINITIONS="tests.faults.changed")
     assert 2 == stack.processes.pop("changed").wait(30), stack.output("changed")
     (refused,) = (line for line in stack.lines() if line["level"] == "critical")
-    for part in ("'place-order' version 1 differs", "Raise its version number to 2"):
+    difference = "steps.reserve-inventory.timeout: PT30S -> PT7S"
+    for part in ("'place-order' version 1 differs", difference, "Raise its version number to 2"):
         assert part in refused["error"], refused
     stack.orchestrator()
     stack.participants()
     stack.assert_sound(orders)
-
-
-@pytest.mark.xfail(strict=False, reason="differences() takes only a list apart, and gets a tuple")
-def test_changed_definition_is_named_to_the_field(make_stack: MakeStack) -> None:
-    """The refusal shows the step and the field that changed, before and after."""
-    stack = make_stack()
-    stack.order(1)
-    stack.orchestrator("changed", SAGA_DEFINITIONS="tests.faults.changed")
-    assert 2 == stack.processes.pop("changed").wait(30), stack.output("changed")
-    (refused,) = (line for line in stack.lines() if line["level"] == "critical")
-    assert "steps.reserve-inventory.timeout: PT30S -> PT7S" in refused["error"]
