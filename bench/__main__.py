@@ -17,6 +17,9 @@ from rich.table import Table
 
 from bench.measure import SYSTEMS, Result
 
+BUSY: Final = 0.7
+"""Load average from which on the figures say more about the neighbours."""
+
 RESULTS: Final = Path(__file__).parent / "results.json"
 
 
@@ -43,6 +46,9 @@ def main() -> int:
         run(console, given.million)
         return 0
     part = 5 if given.quick else 1
+    busy = os.getloadavg()[0]
+    if busy > BUSY:
+        console.print(f"The machine is busy (load {busy:.1f}): compare nothing.", style="yellow")
     results: list[Result] = []
     for system in given.only or SYSTEMS:
         console.print(f"[dim]{system} …[/dim]", highlight=False)
