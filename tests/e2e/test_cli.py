@@ -81,7 +81,7 @@ def test_a_wait_that_ends_too_early_exits_with_5(dev: Dev) -> None:
 
 def test_ctrl_c_during_a_wait_leaves_the_saga_alone(dev: Dev) -> None:
     """It says that the saga goes on and how to look at it, and exits as shells expect."""
-    given = {"order_id": "o-1", "delay_in": "inventory.reserve", "delay_seconds": 2}
+    given = {"order_id": "o-1", "delay_in": "inventory.reserve", "delay_seconds": 6}
     process = dev.spawn(
         *("start", "place-order", "--input", json.dumps(given), "--key", "ctrl-c", "--wait")
     )
