@@ -156,6 +156,11 @@ class Dev(Folder):
         self._process = None
         return code
 
+    def look_again(self) -> None:
+        """Count the processes that it has started meanwhile as its own, too."""
+        assert self._process is not None
+        self.tree += psutil.Process(self._process.pid).children(recursive=True)
+
     def kill(self) -> None:
         """SIGKILL: it cannot end anything."""
         assert self._process is not None

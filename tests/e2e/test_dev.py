@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 
-import psutil
 import pytest
 
 from tests.e2e.saga_dev import SAGA_WITHOUT_REDIS, Dev, Folder
@@ -84,7 +83,7 @@ def test_a_broker_that_is_killed_comes_back_with_its_messages(dev: Dev) -> None:
     wait_until(lambda: "Redis ended" in dev.said, timeout=10)
     wait_until(lambda: dev.status(saga_id) == "completed", timeout=60)
     assert dev.order("--wait").code == 0
-    dev.tree += psutil.Process().children(recursive=True)
+    dev.look_again()
 
 
 def test_without_a_redis_server_files_take_its_place(tmp_path: Path) -> None:
