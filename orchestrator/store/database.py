@@ -1,25 +1,37 @@
-"""Connections to SQLite and PostgreSQL, and what their errors mean for a caller."""
+"""Connections to SQLite and PostgreSQL, and what their errors mean for a caller.
+
+Both drivers are in autocommit mode: a statement that reads is a transaction of its own, in one
+round trip, and one that writes is between a BEGIN and a COMMIT of ours.
+"""
 
 import os
+import sqlite3
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
+from shared.clock import monotonic, pause
 from shared.errors import ConfigurationError, UnavailableError
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
-_PRAGMAS: Final = (
-    "PRAGMA journal_mode=WAL",
-    # A start is durable when the call returns, even when the power fails after it.
-    "PRAGMA synchronous=FULL",
-)
+_POLL_SECONDS: Final = 0.01
+_POSTGRESQL: Final = {
+    "application_name": "saga-orchestrator",
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    # A server that vanishes without a word, as after a failover, is noticed all the same.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 _NO_TABLE: Final = ("no such table", "UndefinedTable", "no such column", "UndefinedColumn")
 _DRIVERS: Final = ("sqlite", "postgresql+psycopg")
 
@@ -42,13 +54,11 @@ class Database:
         engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
         self._read = engine
         self._write = engine.execution_options(saga_write=True)
-        # A connection that a forked child shares with its parent would mix up both.
-        mine = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _forget_connections(mine()))
+        _opened.add(self)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads; raises as `writing`."""
+        """Statements that only read, each a transaction of its own; raises as `writing`."""
         with self._translated(), self._read.connect() as connection:
             yield connection
 
@@ -63,12 +73,26 @@ class Database:
         with self._translated(), self._write.begin() as connection:
             yield connection
 
+    @property
+    def missing(self) -> bool:
+        """Whether it is a file that does not exist: connecting would make an empty one."""
+        return self.is_sqlite and not Path(self.url.database or "").exists()
+
+    def make_folder(self) -> None:
+        """Make the folder that a database in a file needs."""
+        if self.is_sqlite:
+            Path(self.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+
     def close(self) -> None:
         """Give connections back."""
         self._read.dispose()
 
     def forget(self) -> None:
-        """Drop connections without closing them: they belong to the parent of this process."""
+        """Drop connections without closing them: they belong to the parent of this process.
+
+        They are kept, not collected: SQLite must not even close in a child what its parent opened.
+        """
+        _inherited.append(self._read.pool)
         self._read.dispose(close=False)
 
     @contextmanager
@@ -103,9 +127,18 @@ def wrong_schema(shown_url: str, what: str) -> ConfigurationError:
     return ConfigurationError(f"The store {shown_url} {what}.", hint="Run `saga db upgrade`.")
 
 
-def _forget_connections(database: Database | None) -> None:
-    if database is not None:
+_opened: Final["weakref.WeakSet[Database]"] = weakref.WeakSet()
+_inherited: Final[list[sa.Pool]] = []
+
+
+def _forget_connections() -> None:
+    # A connection that a forked child shares with its parent would mix up both.
+    for database in list(_opened):
         database.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)
 
 
 def _reason(error: exc.DBAPIError) -> str:
@@ -128,36 +161,70 @@ def _checked(url: str) -> sa.URL:
         raise ConfigurationError(
             f"SAGA_DATABASE_URL is for {parsed.drivername!r}; allowed are {', '.join(_DRIVERS)}."
         )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise ConfigurationError(
+            "SAGA_DATABASE_URL is a SQLite in memory, which no other process could see.",
+            hint="Name a file: sqlite:///path.",
+        )
     return parsed
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
         url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None}
     )
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
+        _journal_ahead(connection)
+        # A start is durable when the call returns, even when the power fails after it.
+        connection.execute("PRAGMA synchronous=FULL")
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and then writes could not be retried when it is busy.
-        write = connection.get_execution_options().get("saga_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
+    # A transaction that reads first and then writes could not be retried when it is busy.
+    _begin_writing(engine, "BEGIN IMMEDIATE")
     return engine
 
 
+def _journal_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to WAL. SQLite does not wait for this lock: two may open a new file at once."""
+    deadline = monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() >= deadline:
+                raise
+        pause(_POLL_SECONDS)
+
+
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
-    return sa.create_engine(
-        url,
-        pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": "saga-orchestrator",
-        },
-    )
+    given = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
+    engine = sa.create_engine(url, connect_args={"autocommit": True, **given})
+
+    @event.listens_for(engine, "checkout")
+    def still_there(connection: Any, _record: Any, _proxy: Any) -> None:
+        # What a ping would find out, without its round trip: a server that went away has closed
+        # the socket. The first read may bring its farewell, the second the end.
+        try:
+            connection.pgconn.consume_input()
+            connection.pgconn.consume_input()
+        except psycopg.OperationalError as error:
+            raise exc.DisconnectionError from error
+
+    @event.listens_for(engine, "handle_error")
+    def away(context: Any) -> None:
+        # After a failover the old server still answers, and only reads.
+        if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+            context.is_disconnect = True
+
+    # Compare-and-set relies on it, whatever the default of this database is.
+    _begin_writing(engine, "BEGIN ISOLATION LEVEL READ COMMITTED")
+    return engine
+
+
+def _begin_writing(engine: sa.Engine, statement: str) -> None:
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("saga_write"):
+            connection.exec_driver_sql(statement)

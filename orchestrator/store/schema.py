@@ -6,12 +6,16 @@ from typing import Final
 import sqlalchemy as sa
 
 from orchestrator.store.database import Database, wrong_schema
+from orchestrator.store.tables import METADATA
 from shared.errors import ConfigurationError
 
 HEAD: Final = "0001"
 """Revision that this version of the product needs; a test holds it to the newest migration."""
 
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")
+VERSION_TABLE: Final = "saga_schema"
+"""Not Alembic's own name for it: an application whose database we share may use that one."""
+
 _LOCK: Final = 0x5A6A_0001
 """Number of PostgreSQL's advisory lock for migrations."""
 
@@ -42,10 +46,13 @@ def too_new(shown_url: str, found: str) -> ConfigurationError:
 
 def revision(database: Database) -> str | None:
     """The revision of the database; None where no migration has run."""
+    if database.missing:
+        return None
     with database.reading() as connection:
-        if not sa.inspect(connection).has_table("alembic_version"):
+        if not sa.inspect(connection).has_table(VERSION_TABLE):
             return None
-        return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        version = sa.table(VERSION_TABLE, sa.column("version_num", sa.Text))
+        return connection.execute(sa.select(version.c.version_num)).scalar()
 
 
 def migrate(database: Database) -> None:
@@ -54,10 +61,24 @@ def migrate(database: Database) -> None:
     from alembic import command
     from alembic.config import Config
 
+    database.make_folder()
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     with database.writing() as connection:
         if not database.is_sqlite:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        _check_free(connection, database.shown_url)
         config.attributes["connection"] = connection
+        config.attributes["version_table"] = VERSION_TABLE
         command.upgrade(config, "head")
+
+
+def _check_free(connection: sa.Connection, shown_url: str) -> None:
+    inspector = sa.inspect(connection)
+    taken = METADATA.tables.keys() & set(inspector.get_table_names())
+    if taken and not inspector.has_table(VERSION_TABLE):
+        raise ConfigurationError(
+            f"The store {shown_url} has tables of other origin that are named as ours: "
+            f"{', '.join(sorted(taken))}.",
+            hint="Give the orchestrator a database, or a schema, without them.",
+        )

@@ -20,57 +20,16 @@ from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store
 from orchestrator.store import rows, schema
 from orchestrator.store.database import Database
 from orchestrator.store.definitions import check_same
-from orchestrator.store.tables import (
-    SAGA,
-    SAGA_DEAD_LETTER,
-    SAGA_DEFINITION,
-    SAGA_EVENT,
-    SAGA_OUTBOX,
-)
+from orchestrator.store.statements import PostgresqlStatements, SqliteStatements
+from orchestrator.store.tables import SAGA, SAGA_DEAD_LETTER, SAGA_DEFINITION, SAGA_OUTBOX
 from shared.messages import Command
 
-_ROW: Final = (
-    SAGA.c.sequence,
-    SAGA.c.state,
-    SAGA.c.wake_at,
-    SAGA.c.started_at,
-    SAGA.c.updated_at,
-    SAGA.c.trace_due_at,
-)
 _SUMMARY: Final = tuple(column for column in SAGA.c if column.name != "state")
-_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
-
-_LOAD: Final = sa.select(*_ROW).where(SAGA.c.id.in_(_IDS))
-_SEQUENCES: Final = (
-    sa.select(SAGA.c.id, SAGA.c.sequence)
-    .where(SAGA.c.id.in_(_IDS))
-    .order_by(SAGA.c.id)
-    .with_for_update()
-)
-_UPDATE: Final = (
+_TRACED: Final = (
     sa.update(SAGA)
-    .where(SAGA.c.id == sa.bindparam("saga_id"))
-    .values(
-        {
-            name: sa.bindparam(f"new_{name}")
-            for name in (
-                "status",
-                "sequence",
-                "updated_at",
-                "wake_at",
-                "trace_due_at",
-                "state",
-            )
-        }
-    )
+    .where(SAGA.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .values(trace_due_at=None)
 )
-_HISTORY: Final = (
-    sa.select(SAGA_EVENT.c.saga_id, SAGA_EVENT.c.sequence, SAGA_EVENT.c.at, SAGA_EVENT.c.data)
-    .where(SAGA_EVENT.c.saga_id.in_(_IDS))
-    .order_by(SAGA_EVENT.c.saga_id, SAGA_EVENT.c.sequence)
-)
-_PUBLISHED: Final = sa.delete(SAGA_OUTBOX).where(SAGA_OUTBOX.c.id.in_(_IDS))
-_TRACED: Final = sa.update(SAGA).where(SAGA.c.id.in_(_IDS)).values(trace_due_at=None)
 _DUE: Final = (
     sa.select(SAGA.c.id)
     .where(SAGA.c.wake_at.is_not(None), SAGA.c.wake_at <= sa.bindparam("now"))
@@ -136,8 +95,8 @@ class SqlStore(Store):
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
+        self._hot = SqliteStatements() if self.database.is_sqlite else PostgresqlStatements()
         insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
-        self._insert_saga: sa.Insert = insert(SAGA).on_conflict_do_nothing().returning(SAGA.c.id)
         self._insert_definition: sa.Insert = insert(SAGA_DEFINITION).on_conflict_do_nothing()
 
     def migrate(self) -> None:
@@ -163,16 +122,16 @@ class SqlStore(Store):
         ids = rows.storable_ids(saga_ids)
         if not ids:
             return {}
-        found = map(_saga_row, self._all(_LOAD, {"ids": ids}))
-        return {row.saga_id: row for row in found}
+        with self.database.reading() as connection:
+            return self._hot.load(connection, ids)
 
     @override
     def find_by_key(self, name: str, key: str) -> SagaRow | None:
         if not (rows.storable(name) and rows.storable(key)):
             return None
-        query = sa.select(*_ROW).where(SAGA.c.name == name, SAGA.c.key == key)
-        found = self._all(query)
-        return _saga_row(found[0]) if found else None
+        query = sa.select(SAGA.c.id).where(SAGA.c.name == name, SAGA.c.key == key)
+        found = self.load([row.id for row in self._all(query)])
+        return next(iter(found.values()), None)
 
     @override
     def find_by_trace(self, trace_id: str) -> list[SagaSummary]:
@@ -194,25 +153,25 @@ class SqlStore(Store):
         key: str | None = None,
         limit: int = 50,
     ) -> list[SagaSummary]:
-        query = (
-            sa.select(*_SUMMARY).order_by(SAGA.c.started_at.desc(), SAGA.c.id.desc()).limit(limit)
-        )
-        for column, wanted in ((SAGA.c.name, name), (SAGA.c.key, key)):
-            if wanted is not None:
-                if not rows.storable(wanted):
-                    return []
-                query = query.where(column == wanted)
-        found: dict[str, SagaSummary] = {}
-        with self.database.reading() as connection:
-            # One status after the other, each straight from an index that ends at the limit.
-            for status in set(statuses) or set(Status):
-                page = connection.execute(query.where(SAGA.c.status == status.value))
-                # By id: one that changes its status in between would be on two pages.
-                found |= {row.id: rows.summary_from(row) for row in page}
-        newest_first = sorted(
-            found.values(), key=lambda one: (one.started_at, one.saga_id), reverse=True
-        )
-        return newest_first[:limit]
+        wanted = set(statuses) or set(Status)
+        if not all(rows.storable(text) for text in (name, key) if text is not None):
+            return []
+        query = sa.select(*_SUMMARY)
+        if name is not None:
+            query = query.where(SAGA.c.name == name)
+        if key is not None:
+            # At most one for each name: no reason to look at anything else.
+            found = self._all(query.where(SAGA.c.key == key))
+        else:
+            # Each status straight from an index that ends at the limit; all of them in one
+            # statement, so that one that changes its status meanwhile is neither lost nor twice.
+            page = query.order_by(SAGA.c.started_at.desc(), SAGA.c.id.desc()).limit(limit)
+            pages = (page.where(SAGA.c.status == status.value) for status in sorted(wanted))
+            found = self._all(sa.union_all(*(sa.select(one.subquery()) for one in pages)))
+        summaries = [rows.summary_from(row) for row in found if row.status in wanted]
+        return sorted(summaries, key=lambda one: (one.started_at, one.saga_id), reverse=True)[
+            :limit
+        ]
 
     @override
     def count_by_status(self) -> dict[Status, int]:
@@ -222,14 +181,10 @@ class SqlStore(Store):
     @override
     def history(self, saga_ids: Collection[str]) -> dict[str, list[Recorded]]:
         ids = rows.storable_ids(saga_ids)
-        histories: dict[str, list[Recorded]] = {}
-        if ids:
-            for row in self._all(_HISTORY, {"ids": ids}):
-                recorded = Recorded(
-                    sequence=row.sequence, at=row.at, event=rows.event_from(row.data)
-                )
-                histories.setdefault(row.saga_id, []).append(recorded)
-        return histories
+        if not ids:
+            return {}
+        with self.database.reading() as connection:
+            return self._hot.history(connection, ids)
 
     @override
     def commit(
@@ -244,45 +199,31 @@ class SqlStore(Store):
             if not change.expected_sequence:
                 rows.require_storable(change.row.saga_id, "The saga id")
                 rows.require_storable(change.row.state.key, "The business key")
-        ordered = sorted(changes, key=lambda change: change.row.saga_id)
+        known = {change.row.saga_id for change in changes if change.expected_sequence}
+        # By key: two batches that begin the same sagas must not wait for each other in a circle.
+        new = sorted((change for change in changes if not change.expected_sequence), key=_identity)
         with self.database.writing() as connection:
+            locked = known | set(traced)
+            current = self._hot.sequences(connection, locked) if locked else {}
             if traced:
-                connection.execute(_TRACED, {"ids": sorted(traced)})
-            committed = self._advance(connection, ordered) if ordered else []
-            if published:
-                connection.execute(_PUBLISHED, {"ids": sorted(published)})
+                connection.execute(_TRACED, {"ids": list(traced)})
+            inserted = self._hot.insert(connection, new) if new else set()
+            won = [
+                change
+                for change in changes
+                if change.row.saga_id in inserted
+                or (
+                    change.expected_sequence
+                    and current.get(change.row.saga_id) == change.expected_sequence
+                )
+            ]
+            if won or published:
+                self._hot.write(connection, won, published)
             if dead_letters:
                 connection.execute(sa.insert(SAGA_DEAD_LETTER), list(map(_letter, dead_letters)))
-        won = {change.row.saga_id for change in committed}
-        return frozenset(change.row.saga_id for change in changes) - won
-
-    def _advance(self, connection: sa.Connection, changes: Sequence[Change]) -> list[Change]:
-        """Write the changes that nobody was faster with, and return them."""
-        known = [change for change in changes if change.expected_sequence]
-        new = [change for change in changes if not change.expected_sequence]
-        won: set[str] = set()
-        if known:
-            current = connection.execute(
-                _SEQUENCES, {"ids": [change.row.saga_id for change in known]}
-            )
-            expected = {change.row.saga_id: change.expected_sequence for change in known}
-            won = {saga_id for saga_id, sequence in current if expected[saga_id] == sequence}
-            updates = [_update(change.row) for change in known if change.row.saga_id in won]
-            if updates:
-                connection.execute(_UPDATE, updates)
-        if new:
-            inserted = connection.execute(
-                self._insert_saga, [_insert(change.row) for change in new]
-            )
-            won |= set(inserted.scalars())
-        committed = [change for change in changes if change.row.saga_id in won]
-        events = [event for change in committed for event in _events(change)]
-        commands = [command for change in committed for command in _commands(change)]
-        if events:
-            connection.execute(sa.insert(SAGA_EVENT), events)
-        if commands:
-            connection.execute(sa.insert(SAGA_OUTBOX), commands)
-        return committed
+        return frozenset(change.row.saga_id for change in changes) - {
+            change.row.saga_id for change in won
+        }
 
     # Timers and outbox -----------------------------------------------------------------------
 
@@ -298,7 +239,7 @@ class SqlStore(Store):
             return []
         claim = (
             sa.update(SAGA_OUTBOX)
-            .where(SAGA_OUTBOX.c.id.in_(_UNPUBLISHED.with_for_update(skip_locked=True)))
+            .where(SAGA_OUTBOX.c.id.in_(_picked(_UNPUBLISHED)))
             .values(handed_out_at=now)
             .returning(SAGA_OUTBOX.c.command)
         )
@@ -315,7 +256,7 @@ class SqlStore(Store):
             return []
         claim = (
             sa.update(SAGA)
-            .where(SAGA.c.id.in_(_UNTRACED.with_for_update(skip_locked=True)))
+            .where(SAGA.c.id.in_(_picked(_UNTRACED)))
             .values(trace_due_at=until)
             .returning(SAGA.c.id)
         )
@@ -385,76 +326,23 @@ class SqlStore(Store):
         return found[0].document if found else None
 
     def _all(
-        self, query: sa.Select[Any], values: Mapping[str, Any] | None = None
+        self,
+        query: sa.Select[Any] | sa.CompoundSelect[Any],
+        values: Mapping[str, Any] | None = None,
     ) -> Sequence[sa.Row[Any]]:
         with self.database.reading() as connection:
             return connection.execute(query, values or {}).all()
 
 
-def _saga_row(row: sa.Row[Any]) -> SagaRow:
-    return SagaRow(
-        sequence=row.sequence,
-        state=rows.state_from(row.state),
-        wake_at=row.wake_at,
-        started_at=row.started_at,
-        updated_at=row.updated_at,
-        trace_due_at=row.trace_due_at,
-    )
+def _picked(query: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
+    # Picked once: a bare subquery with a limit may be run again for each row.
+    picked = query.with_for_update(skip_locked=True).cte("picked")
+    return sa.select(picked.c.id)
 
 
-def _insert(row: SagaRow) -> dict[str, Any]:
-    state = row.state
-    return {
-        "id": row.saga_id,
-        "name": state.name,
-        "version": state.version,
-        "key": state.key,
-        "status": state.status.value,
-        "sequence": row.sequence,
-        "trace_id": state.trace.trace_id,
-        "started_at": row.started_at,
-        "updated_at": row.updated_at,
-        "wake_at": row.wake_at,
-        "trace_due_at": row.trace_due_at,
-        "state": rows.to_json(state),
-    }
-
-
-def _update(row: SagaRow) -> dict[str, Any]:
-    return {
-        "saga_id": row.saga_id,
-        "new_status": row.state.status.value,
-        "new_sequence": row.sequence,
-        "new_updated_at": row.updated_at,
-        "new_wake_at": row.wake_at,
-        "new_trace_due_at": row.trace_due_at,
-        "new_state": rows.to_json(row.state),
-    }
-
-
-def _events(change: Change) -> list[dict[str, Any]]:
-    return [
-        {
-            "saga_id": change.row.saga_id,
-            "sequence": recorded.sequence,
-            "at": recorded.at,
-            "type": rows.event_type(recorded.event),
-            "data": rows.to_json(recorded.event),
-        }
-        for recorded in change.events
-    ]
-
-
-def _commands(change: Change) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": command.id,
-            "saga_id": change.row.saga_id,
-            "handed_out_at": change.row.updated_at,
-            "command": rows.to_json(command),
-        }
-        for command in change.commands
-    ]
+def _identity(change: Change) -> tuple[str, str, str]:
+    state = change.row.state
+    return state.name, state.key or "", state.saga_id
 
 
 def _letter(letter: DeadLetter) -> dict[str, Any]:

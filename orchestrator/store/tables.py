@@ -72,11 +72,12 @@ SAGA: Final = sa.Table(
         f"wake_at IS NULL OR status NOT IN ({_quoted(FINAL)})", name="final_has_no_timer"
     ),
 )
-# One saga for each business key. Sagas without a key stay out of the index.
+# One saga for each business key of a name. By key first, so that a key alone is found, too;
+# sagas without one stay out of the index.
 sa.Index(
-    "ux_saga_name_key",
-    SAGA.c.name,
+    "ux_saga_key_name",
     SAGA.c.key,
+    SAGA.c.name,
     unique=True,
     sqlite_where=SAGA.c.key.is_not(None),
     postgresql_where=SAGA.c.key.is_not(None),

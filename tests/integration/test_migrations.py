@@ -20,20 +20,20 @@ BOTH = ["sqlite", "postgresql"]
 
 _POSTGRESQL = """
     SELECT 'index', indexname, indexdef FROM pg_indexes
-    WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+    WHERE schemaname = 'public' AND tablename <> 'saga_schema'
     UNION ALL
     SELECT 'constraint', conname, conrelid::regclass || ' ' || pg_get_constraintdef(oid)
     FROM pg_constraint
-    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'saga_schema'
     UNION ALL
     SELECT 'column', table_name || '.' || ordinal_position || '.' || column_name,
         data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '')
     FROM information_schema.columns
-    WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    WHERE table_schema = 'public' AND table_name <> 'saga_schema'
 """
 _SQLITE = """
     SELECT type, name, sql FROM sqlite_master
-    WHERE tbl_name <> 'alembic_version' AND sql IS NOT NULL
+    WHERE tbl_name <> 'saga_schema' AND sql IS NOT NULL
 """
 
 
@@ -75,7 +75,12 @@ def test_migrations_reach_exactly_the_declared_schema(url: str, engine: sa.Engin
     upgrade(url)
     with engine.connect() as connection:
         context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "version_table": schema.VERSION_TABLE,
+            },
         )
         found: list[Any] = compare_metadata(context, METADATA)
     assert found == []
@@ -150,6 +155,35 @@ def test_a_newer_schema_is_refused(url: str, engine: sa.Engine) -> None:
             attempt()
 
 
+@pytest.mark.parametrize("theirs", ["ae1027a6acf0", schema.HEAD])
+def test_a_database_may_have_migrations_of_another_application(
+    url: str, engine: sa.Engine, theirs: str
+) -> None:
+    """Alembic's own table is theirs: what it says is not about us, and stays as it is."""
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES (:it)"), {"it": theirs})
+    with pytest.raises(ConfigurationError, match="no tables yet"):
+        open_store(url, create=False)
+    upgrade(url)
+    store = open_store(url, create=False)
+    assert store.commit([change(row("s"))]) == frozenset()
+    store.close()
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars()
+        assert list(found) == [theirs]
+
+
+def test_tables_of_other_origin_are_named_and_kept(url: str, engine: sa.Engine) -> None:
+    """Somebody else's table may be called like one of ours."""
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE saga (title TEXT)"))
+    before = objects(engine)
+    with pytest.raises(ConfigurationError, match=r"named as ours: saga\."):
+        upgrade(url)
+    assert objects(engine) == before
+
+
 def test_head_is_the_newest_migration() -> None:
     """The check at the start asks for the one that the migrations end with."""
     config = Config()
@@ -160,5 +194,5 @@ def test_head_is_the_newest_migration() -> None:
 def _stamp(engine: sa.Engine, revision: str) -> None:
     with engine.begin() as connection:
         connection.execute(
-            sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision}
+            sa.text("UPDATE saga_schema SET version_num = :revision"), {"revision": revision}
         )

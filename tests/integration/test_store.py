@@ -1,5 +1,11 @@
+import gc
 import os
+import re
+import sqlite3
+import threading
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from orchestrator.core.state import Status
-from orchestrator.store import tables
+from orchestrator.store import database, tables
 from orchestrator.store.sql import SqlStore, open_store, upgrade
 from shared.embedded import free_port
 from shared.errors import ConfigurationError, SagaError, UnavailableError
-from tests.contracts.store_contract import T0, change, command, row, seconds
+from tests.contracts.store_contract import T0, change, command, put, row, seconds
 from tests.servers.postgres import PostgresServer
+from tests.waiting import wait_until
 
 FINISHED = 5_000
 """Sagas that are over: enough that reading them all is never the best plan."""
@@ -66,9 +73,14 @@ def fill(store: SqlStore) -> None:
         {"id": f"c-{number}", "saga_id": "s", "handed_out_at": T0 + seconds(60), "command": "{}"}
         for number in range(FINISHED)
     ]
+    happened = [
+        {"saga_id": one["id"], "sequence": 1, "at": T0, "type": "saga_completed", "data": "{}"}
+        for one in finished
+    ]
     with store.database.writing() as connection:
         connection.execute(sa.insert(tables.SAGA), finished)
         connection.execute(sa.insert(tables.SAGA_OUTBOX), fresh)
+        connection.execute(sa.insert(tables.SAGA_EVENT), happened)
     waiting = [
         change(row(f"s{n}", wake_at=T0, trace_due_at=T0), commands=[command(f"s{n}")])
         for n in range(3)
@@ -85,7 +97,7 @@ def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
     def remember(
         connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
     ) -> None:
-        if statement.startswith(("SELECT", "UPDATE", "WITH")):
+        if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
             statements.append((statement, parameters))
 
     engine = store.database._read
@@ -97,7 +109,10 @@ def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
         return [
             "\n".join(
                 str(line[-1])
-                for line in connection.exec_driver_sql(f"{explain} {statement}", parameters)
+                for line in connection.exec_driver_sql(
+                    f"{explain} {statement}",
+                    parameters[0] if isinstance(parameters, list) else parameters,
+                )
             )
             for statement, parameters in statements
         ]
@@ -115,11 +130,13 @@ def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
             "ix_saga_trace_due_at",
             lambda store: store.claim_untraced(T0, T0 + seconds(30), 10),
         ),
-        ("ux_saga_name_key", lambda store: store.find_by_key("test", "k-missing")),
+        ("ux_saga_key_name", lambda store: store.list_sagas(key="k-7")),
+        ("ux_saga_key_name", lambda store: store.list_sagas(name="test", key="k-7")),
+        ("ux_saga_key_name", lambda store: store.find_by_key("test", "k-missing")),
         ("ix_saga_trace_id", lambda store: store.find_by_trace(f"{7:032x}")),
         ("ix_saga_status", lambda store: store.list_sagas(statuses=[Status.RUNNING], limit=3)),
     ],
-    ids=["due", "unpublished", "untraced", "key", "trace", "list"],
+    ids=["due", "unpublished", "untraced", "keys", "name-and-key", "key", "trace", "list"],
 )
 def test_polls_read_nothing_but_what_they_look_for(
     store: SqlStore, index: str, call: Callable[[SqlStore], object]
@@ -135,6 +152,41 @@ def test_polls_read_nothing_but_what_they_look_for(
         assert "Seq Scan" not in plan
         # SQLite says SCAN for a whole table, and for a whole index.
         assert "SCAN saga" not in plan.replace(f"SCAN saga USING INDEX {index}", "")
+
+
+PRIMARY = r"pk_saga|sqlite_autoindex_saga\w*_1"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.load(["s1", "s2"]),
+        lambda store: store.history(["s1", "s2"]),
+        lambda store: store.commit(
+            [change(row("s1", 2), commands=[command("s1", 2)]), change(row("s9"))],
+            published=[command("s1").id],
+            traced=["s2"],
+        ),
+    ],
+    ids=["load", "history", "commit"],
+)
+def test_a_step_touches_the_rows_of_its_sagas_alone(
+    store: SqlStore, call: Callable[[SqlStore], object]
+) -> None:
+    """Each statement goes through a primary key, whatever has finished."""
+    fill(store)
+    explained = plans(store, lambda: call(store))
+    assert explained
+    for plan in explained:
+        assert re.search(PRIMARY, plan), plan
+        assert "Seq Scan" not in plan
+        assert "SCAN saga" not in plan
+
+
+def test_a_list_is_one_statement(store: SqlStore) -> None:
+    """A saga that changes its status meanwhile is neither left out nor there twice."""
+    fill(store)
+    assert len(plans(store, store.list_sagas)) == 1
 
 
 @pytest.mark.parametrize("index", ["ix_saga_wake_at", "ix_saga_trace_due_at"])
@@ -168,6 +220,20 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         open_store(f"sqlite:///{path}", create=True)
 
 
+def test_a_file_that_does_not_exist_is_not_made_by_looking(tmp_path: Path) -> None:
+    """A mistyped path is an error, not one more empty store."""
+    with pytest.raises(ConfigurationError, match="Run `saga db upgrade`"):
+        open_store(f"sqlite:///{tmp_path}/a/saga.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    """Each thread would have one of its own."""
+    with pytest.raises(ConfigurationError, match="in memory"):
+        open_store(url, create=True)
+
+
 def test_a_folder_that_does_not_exist_is_made(tmp_path: Path) -> None:
     """The embedded store needs no preparation."""
     store = open_store(f"sqlite:///{tmp_path}/a/b/saga.db", create=True)
@@ -188,7 +254,162 @@ def test_a_writer_waits_for_another(tmp_path: Path) -> None:
     other.close()
 
 
+def test_a_new_file_that_somebody_else_is_writing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself gives up at once when it is to switch to WAL meanwhile."""
+    path = tmp_path / "saga.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waits: list[float] = []
+
+    def end_the_other(seconds: float) -> None:
+        waits.append(seconds)
+        other.rollback()
+
+    monkeypatch.setattr(database, "pause", end_the_other)
+    store = open_store(f"sqlite:///{path}", create=True)
+    assert len(waits) == 1
+    store.close()
+    other.close()
+
+
 # PostgreSQL -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(store: SqlStore, statement: str) -> Iterator[sa.Connection]:
+    """Somebody else's transaction that has run this statement; rolled back unless committed."""
+    engine = sa.create_engine(store.database.url)
+    with engine.connect() as connection:
+        connection.execute(sa.text(statement))
+        yield connection
+    engine.dispose()
+
+
+def blocked(connection: sa.Connection, sessions: int) -> None:
+    """Wait until so many sessions of this database wait for a lock."""
+    query = sa.text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    # Within a transaction the view is a snapshot, unless it is dropped.
+    drop = sa.text("SELECT pg_stat_clear_snapshot()")
+
+    def wait_for_lock() -> bool:
+        connection.execute(drop)
+        return connection.execute(query).scalar() == sessions
+
+    wait_until(wait_for_lock)
+
+
+def in_threads(*calls: Callable[[], object]) -> tuple[list[threading.Thread], list[object]]:
+    """Run each call in a thread; what it returns or raises is collected."""
+    results: list[object] = []
+
+    def run(call: Callable[[], object]) -> None:
+        try:
+            results.append(call())
+        except SagaError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+def test_two_batches_with_the_same_new_keys_do_not_deadlock(on_postgres: SqlStore) -> None:
+    """Whatever their order and their ids: one begins them all, the other one none."""
+    keys = ["a", "b", "c"]
+    one = [change(row(f"x{number}", key=key)) for number, key in enumerate(keys)]
+    other = [change(row(f"y{number}", key=key)) for number, key in enumerate(keys[::-1])]
+    insert = (
+        "INSERT INTO saga (id, name, version, key, status, sequence, trace_id, started_at, "
+        "updated_at, state) VALUES ('held', 'test', 1, 'b', 'running', 1, '', 0, 0, '')"
+    )
+    with held(on_postgres, insert) as connection:
+        # In the middle of both.
+        threads, results = in_threads(
+            lambda: on_postgres.commit(one), lambda: on_postgres.commit(other)
+        )
+        blocked(connection, 2)
+        connection.rollback()
+        for thread in threads:
+            thread.join(timeout=30)
+    assert frozenset() in results
+    results.remove(frozenset())
+    assert results[0] in ({"x0", "x1", "x2"}, {"y0", "y1", "y2"})
+
+
+@pytest.mark.parametrize("both", ["0", "z"], ids=["first", "last"])
+def test_traces_and_changes_of_two_batches_do_not_deadlock(
+    on_postgres: SqlStore, both: str
+) -> None:
+    """Whichever row is for what, they are locked in one order."""
+    put(on_postgres, *(row(saga_id, trace_due_at=T0) for saga_id in (both, "a", "b")))
+    hold = f"SELECT id FROM saga WHERE id = '{both}' FOR UPDATE"
+    with held(on_postgres, hold) as connection:
+        # Both want this row too: before the others, or after them.
+        threads, results = in_threads(
+            lambda: on_postgres.commit([change(row(both, 2)), change(row("a", 2))], traced=["b"]),
+            lambda: on_postgres.commit([change(row(both, 2)), change(row("b", 2))], traced=["a"]),
+        )
+        blocked(connection, 2)
+        connection.rollback()
+        for thread in threads:
+            thread.join(timeout=30)
+    assert sorted(results, key=str) == [frozenset(), frozenset({both})]
+
+
+def test_a_conflict_is_seen_whatever_the_default_isolation_is(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """Who waited for a row decides by what it is then, not by what it was."""
+    name = sa.make_url(postgres_url).database
+    postgres_server.execute(
+        f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+    )
+    upgrade(postgres_url)
+    store = open_store(postgres_url, create=False)
+    put(store, row("s"))
+    with held(store, "UPDATE saga SET sequence = 2 WHERE id = 's'") as connection:
+        threads, results = in_threads(lambda: store.commit([change(row("s", 2))]))
+        # The view is read by somebody else: this transaction's snapshot does not move.
+        with held(store, "SELECT 1") as observer:
+            blocked(observer, 1)
+        connection.commit()
+        for thread in threads:
+            thread.join(timeout=30)
+    assert results == [frozenset({"s"})]
+    store.close()
+
+
+def test_a_server_that_only_reads_is_unavailable_until_it_writes_again(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """After a failover the old server answers still; the next call connects anew."""
+    upgrade(postgres_url)
+    name = sa.make_url(postgres_url).database
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    store = open_store(postgres_url, create=False)
+    with pytest.raises(UnavailableError, match="read-only"):
+        store.commit([change(row("s"))])
+    postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    assert store.commit([change(row("s"))]) == frozenset()
+    store.close()
+
+
+def test_an_idle_session_that_was_cut_off_is_replaced(
+    postgres_server: PostgresServer, on_postgres: SqlStore
+) -> None:
+    """Nobody notices."""
+    assert on_postgres.outbox_size() == 0
+    name = on_postgres.database.url.database
+    postgres_server.execute(
+        f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
+    )
+    assert on_postgres.commit([change(row("s"))]) == frozenset()
 
 
 def test_a_store_survives_a_restart_of_postgresql(
@@ -291,3 +512,39 @@ def test_a_forked_child_has_connections_of_its_own(store: SqlStore) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert store.commit([change(row("parent", 2))]) == frozenset()
     assert store.load(["child", "parent"]).keys() == {"child", "parent"}
+
+
+def test_a_forked_child_does_not_close_what_its_parent_opened(store: SqlStore) -> None:
+    """SQLite may ruin a file whose connection is closed in a child, even by the collector."""
+    store.check()
+    pool = weakref.ref(store.database._read.pool)
+    pid = os.fork()
+    if pid == 0:
+        wrong = 1
+        try:
+            gc.collect()
+            if pool() not in {None, store.database._read.pool}:
+                wrong = 0
+        finally:
+            os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_of_two_processes_exactly_one_wins_each_sequence(store: SqlStore) -> None:
+    """Both count the same saga up until each has won its share; no step is lost or made twice."""
+    put(store, row("s"))
+    share = 25
+    pid = os.fork()
+    wins = 0
+    wrong = 1
+    try:
+        while wins < share:
+            sequence = store.load(["s"])["s"].sequence + 1
+            wins += not store.commit([change(row("s", sequence))])
+        wrong = 0
+    finally:
+        if pid == 0:
+            os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    numbers = [one.sequence for one in store.history(["s"])["s"]]
+    assert numbers == list(range(1, 2 * share + 2))

@@ -4,6 +4,10 @@ from alembic import context
 
 from orchestrator.store.tables import METADATA
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+context.configure(
+    connection=context.config.attributes["connection"],
+    version_table=context.config.attributes["version_table"],
+    target_metadata=METADATA,
+)
 with context.begin_transaction():
     context.run_migrations()

@@ -56,9 +56,9 @@ def upgrade() -> None:
         postgresql_where=sa.text("wake_at IS NOT NULL"),
     )
     op.create_index(
-        "ux_saga_name_key",
+        "ux_saga_key_name",
         "saga",
-        ["name", "key"],
+        ["key", "name"],
         unique=True,
         sqlite_where=sa.text('"key" IS NOT NULL'),
         postgresql_where=sa.text('"key" IS NOT NULL'),
