@@ -14,9 +14,8 @@ from celery.worker import state as worker_state
 from typing_extensions import override
 
 from orchestrator.bootstrap import make_celery, make_coordinator
-from orchestrator.coordinator import RECONNECT, Coordinator
-from shared.backoff import delay
-from shared.errors import SagaError, UnavailableError
+from orchestrator.coordinator import Coordinator, Dependency
+from shared.errors import SagaError
 from shared.settings import settings
 
 EXIT_SOFTWARE: Final = 70
@@ -63,9 +62,8 @@ class CoordinatorStep(bootsteps.StartStopStep):
         except SagaError as error:
             log.critical("coordinator.cannot_run", error=str(error))
             self._end(error.exit_code)
-        except (
-            BaseException
-        ):  # a thread that dies in silence would leave a worker that does nothing
+        except BaseException:
+            # A thread that dies in silence would leave a worker that does nothing.
             log.critical("coordinator.died", exc_info=True)
             self._end(EXIT_SOFTWARE)
 
@@ -76,16 +74,11 @@ class CoordinatorStep(bootsteps.StartStopStep):
 
     def _made(self) -> Coordinator | None:
         """A coordinator, as soon as its store can be reached."""
-        failures = 0
-        while not self._stopping.is_set():
-            try:
-                return make_coordinator(settings(), self._app)
-            except UnavailableError as error:
-                failures += 1
-                if failures == 1:
-                    log.error("dependency.unavailable", dependency="store", error=str(error))  # noqa: TRY400 - expected, and told in one line
-                self._stopping.wait(delay(RECONNECT, failures, "store").total_seconds())
-        return None
+        made: list[Coordinator] = []
+        store = Dependency("store", self._stopping)
+        while not (made or self._stopping.is_set()):
+            store.attempt(lambda: made.append(make_coordinator(settings(), self._app)))
+        return made[0] if made else None
 
 
 app = make_celery(settings)

@@ -50,8 +50,8 @@ class Coordinator:
         self._engine = engine
         self._batch_messages_max = batch_messages_max
         self._stopping = threading.Event()
-        self._broker = _Dependency("broker", self._stopping)
-        self._store = _Dependency("store", self._stopping)
+        self._broker = Dependency("broker", self._stopping)
+        self._store = Dependency("store", self._stopping)
         self._chores = (
             _Chore(TIMER_INTERVAL, lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX),
             _Chore(SETTLE_INTERVAL, engine.settle),
@@ -73,6 +73,8 @@ class Coordinator:
                 if chore.due() and not self._stopping.is_set():
                     self._store.attempt(chore.run)
         self._store.attempt(self._engine.settle)
+        # Messages in hand go back to the queue at once.
+        self._broker.attempt(self._engine.close)
         log.info("coordinator.stopped")
 
     def stop(self) -> None:
@@ -119,8 +121,13 @@ class _Chore:
             self._next = monotonic()
 
 
-class _Dependency:
-    """Broker or store: says once that it is away, and once that it is back."""
+class Dependency:
+    """Broker or store: says once that it is away, and once that it is back.
+
+    Args:
+        name: ``broker`` or ``store``, for the log.
+        stopping: Ends a wait early.
+    """
 
     def __init__(self, name: str, stopping: threading.Event) -> None:
         self._name = name

@@ -24,6 +24,7 @@ from shared.errors import (
     ConfigurationError,
     KeyConflict,
     NotAllowed,
+    PayloadTooLarge,
     SagaError,
     UnavailableError,
     UnknownSaga,
@@ -146,15 +147,16 @@ class Engine:
             UnknownSaga: No saga has that id.
             NotAllowed: It is past its pivot, or has ended.
         """
-        row = self.store.load([saga_id]).get(saga_id)
+        message = Cancel(reason=reason, by=by)
+        changed, _ = self._advance([Asked(saga_id=saga_id, message=message)])
+        # Asked after the decision and not before: the pivot may overtake a cancel.
+        row = changed.get(saga_id) or self.store.load([saga_id]).get(saga_id)
         if row is None:
             raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
-        message = Cancel(reason=reason, by=by)
         refused = why_not(self.definition_of(row), row.state, message)
-        if refused:
+        if refused and saga_id not in changed:
             raise NotAllowed(f"Saga {saga_id} cannot be cancelled. {refused}", saga_id=saga_id)
-        changed, _ = self._advance([Asked(saga_id=saga_id, message=message)])
-        return changed.get(saga_id, row)
+        return row
 
     # Messages and timers, from the coordinator ----------------------------------------------
 
@@ -325,7 +327,7 @@ class Engine:
         codec.check_size(checked, self._payload_bytes_max, f"The input of {request.name!r}")
         self.catalog.keep(self.store, self._clock(), saga)
         saga_id = request.saga_id or new_saga_id()
-        trace = self._tracing.begin(request.name, request.traceparent, request.tracestate)
+        trace = self._tracing.begin(request.traceparent, request.tracestate)
         message = Start(saga_id=saga_id, input=checked, key=request.key, trace=trace)
         return Asked(saga_id=saga_id, message=message, definition=saga.definition)
 
@@ -359,10 +361,19 @@ class Engine:
         return []
 
     def _checked(self, reply: Reply, delivery: Delivery) -> Reply:
-        """A reply whose output is over the limit counts as a failure: it cannot be passed on."""
-        if isinstance(reply.outcome, Succeeded) and len(delivery.body) > self._payload_bytes_max:
-            message = f"the reply is {len(delivery.body)} bytes; SAGA_PAYLOAD_BYTES_MAX limits it"
-            failure = Failure(kind="ResultTooLarge", message=message, retryable=False)
+        """A reply whose output is over the limit counts as a failure: it cannot be passed on.
+
+        The SDK has checked it already; a service without the SDK may not have.
+        """
+        outcome, limit = reply.outcome, self._payload_bytes_max
+        # A character is four bytes at the most: a short body need not be encoded to be sure.
+        if not isinstance(outcome, Succeeded) or 4 * len(delivery.body) <= limit:
+            return reply
+        try:
+            codec.check_size(outcome.output, limit, "The result")
+            codec.check_size(outcome.undo, limit, "The undo data")
+        except PayloadTooLarge as error:
+            failure = Failure(kind="ResultTooLarge", message=str(error), retryable=False)
             return msgspec.structs.replace(reply, outcome=Failed(failure=failure))
         return reply
 

@@ -127,13 +127,16 @@ class Store(Protocol):
         Returns:
             Ids of sagas of which *nothing* was committed: their sequence was not the expected
             one, the id exists already, or their business key is taken by another saga.
+
+        Raises:
+            DecodeError: A new id or business key holds a character that no database stores.
         """
 
     def due(self, now: datetime, limit: int) -> list[str]:
         """Ids of active sagas whose `wake_at` has come, the longest overdue first."""
 
     def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
-        """Outbox rows last handed out before `before`; they count as handed out at `now`.
+        """Outbox rows last handed out before `before`, in any order; they now count as of `now`.
 
         Two callers at once get different rows. A row counts as handed out when it is committed.
         """
@@ -234,7 +237,10 @@ class Transport(Protocol):
         """Settle messages for good. Without it they are delivered again, some time."""
 
     def interrupt(self) -> None:
-        """Make a blocked `receive` of another thread return early. Never raises."""
+        """Make a blocked `receive` of another thread return early. Never raises.
+
+        Where none is blocked it ends the wait of the next one, which still takes what is there.
+        """
 
     def close(self) -> None:
         """Close connections; messages that were not acknowledged go back to the queue."""

@@ -48,15 +48,13 @@ class SagaTracing:
         self._lock = threading.Lock()
         self.close = setup.on_exported(self._arrived)
 
-    def begin(self, saga_name: str, traceparent: str | None, tracestate: str) -> Trace:
+    def begin(self, traceparent: str | None, tracestate: str) -> Trace:
         """Trace context of a new saga: the caller's trace continued, or a new one.
 
         Args:
-            saga_name: For samplers that are fair between names.
             traceparent: Of the caller; ignored when it is malformed.
             tracestate: Of the caller.
         """
-        del saga_name
         parent = parse_traceparent(traceparent)
         trace_id = parent.trace_id if parent else new_trace_id()
         return Trace(

@@ -397,6 +397,13 @@ def test_a_reply_that_is_too_large_fails_its_step_for_good(bench: Bench) -> None
     assert [one.direction for one in bench.sent()] == ["action", "compensation"]
 
 
+def test_output_and_undo_data_may_each_be_as_large_as_the_limit(bench: Bench) -> None:
+    """A participant counts them one by one: both together are over the limit, and all right."""
+    saga_id = bench.start().row.saga_id
+    bench.arrive(of(saga_id, succeeded("a", output="x" * (PAYLOAD_BYTES_MAX - 2))))
+    assert bench.happened(saga_id)[-2:] == ["step_succeeded", "step_dispatched"]
+
+
 # Cancel ---------------------------------------------------------------------------------------
 
 
@@ -425,6 +432,32 @@ def test_a_cancel_past_the_pivot_is_refused(make_bench: BenchMaker) -> None:
     (letter,) = bench.store.dead_letters()
     assert "past its pivot" in letter.reason
     assert (bench.store.load([saga_id]), bench.happened(saga_id)) == before
+
+
+def test_a_cancel_that_the_pivot_overtakes_is_refused(make_bench: BenchMaker) -> None:
+    """Nobody is told that a cancel is stored which is not."""
+    overtaking: list[Delivery] = []
+
+    def pivot_succeeds() -> None:
+        if overtaking:
+            rival.engine.handle([overtaking.pop()])
+
+    store, broker = MemoryStore(before_commit=pivot_succeeds), MemoryBroker()
+    mine = make_bench(WITH_PIVOT, store, broker)
+    rival = make_bench(WITH_PIVOT, store, broker)
+    saga_id = mine.start().row.saga_id
+    mine.arrive(of(saga_id, succeeded("a")))
+    overtaking.append(delivered(of(saga_id, succeeded("b"))))
+    with pytest.raises(NotAllowed, match="past its pivot 'b'"):
+        mine.engine.cancel(saga_id, reason="late", by="me")
+    assert "cancel_requested" not in mine.happened(saga_id)
+
+
+def test_a_second_cancel_changes_nothing(bench: Bench) -> None:
+    """It is not refused: the saga is being undone, as asked."""
+    saga_id = bench.start().row.saga_id
+    first = bench.engine.cancel(saga_id, reason="changed my mind", by="me")
+    assert bench.engine.cancel(saga_id, reason="really", by="me") == first
 
 
 def test_a_cancel_of_an_unknown_saga_is_refused(bench: Bench) -> None:
