@@ -42,8 +42,9 @@ setup: $(DEV)
 demo: $(RUNTIME)
 	$(BIN)/saga demo
 
+# Two processes, each with servers of its own: the tests mostly wait for processes.
 test: $(DEV)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check
