@@ -28,6 +28,7 @@ from shared.errors import ConfigurationError
 from shared.settings import Settings
 from shared.telemetry import current, logs, names, setup
 from shared.telemetry.config import tracing_config
+from shared.telemetry.sending import trace_sending
 from shared.telemetry.spans import AttributeValue, SpanError
 
 _SERVICE_VARIABLE: Final = "SAGA_WORKER_SERVICE"
@@ -42,7 +43,7 @@ _active: "_WorkerTelemetry | None" = None
 
 
 def install_telemetry(app: Celery[Any], service: str, *, settings: Callable[[], Settings]) -> None:
-    """Set up traces and logs in the workers of an app; nothing happens before a worker starts.
+    """Trace what an app sends, and set up traces and logs in its workers, once they start.
 
     Args:
         app: The app; a second call for it does nothing.
@@ -53,6 +54,7 @@ def install_telemetry(app: Celery[Any], service: str, *, settings: Callable[[], 
     if app in _installed:
         return
     _installed.add(app)
+    trace_sending(app)
     telemetry = _WorkerTelemetry(app, service, settings)
     signals.celeryd_init.connect(telemetry.on_worker, weak=False)
     signals.setup_logging.connect(telemetry.on_setup_logging, weak=False)
@@ -113,6 +115,9 @@ class _WorkerTelemetry:
         instrumentor = CeleryInstrumentor()  # type: ignore[no-untyped-call]
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument()
+        # Its half of the publishing: `trace_sending` does it right (FACTS.md, L6 and L7).
+        signals.before_task_publish.disconnect(instrumentor._trace_before_publish)  # noqa: SLF001
+        signals.after_task_publish.disconnect(instrumentor._trace_after_publish)  # noqa: SLF001
         signals.task_prerun.connect(self.on_prerun, weak=False)
         signals.task_retry.connect(self.on_retry, weak=False)
         signals.task_failure.connect(self.on_failure, weak=False)

@@ -68,7 +68,7 @@ def test_waiting_for_a_stuck_saga_exits_with_4(dev: Dev) -> None:
 
 def test_a_wait_that_ends_too_early_exits_with_5(dev: Dev) -> None:
     """The saga goes on; until then its trace shows what is still going on."""
-    done = dev.order("--wait", "--timeout", "0.3", delay_in="shipping.arrange", delay_seconds=2)
+    done = dev.order("--wait", "--timeout", "0.3", delay_in="shipping.arrange", delay_seconds=5)
     assert done.code == 5
     assert done.json["outcome"] is None
     assert done.json["status"] == "running"
@@ -209,7 +209,7 @@ def test_a_trace_of_the_environment_is_continued(dev: Dev) -> None:
 
 def test_a_cancel_undoes_what_was_done(dev: Dev) -> None:
     """With the reason and the user in the history; a second time, after the end, it is refused."""
-    saga_id = dev.order(delay_in="payment.charge", delay_seconds=2).json["saga_id"]
+    saga_id = dev.order(delay_in="payment.charge", delay_seconds=5).json["saga_id"]
     done = dev.saga("cancel", saga_id, "--reason", "changed my mind")
     assert done.code == 0
     wait_until(lambda: dev.status(saga_id) == "compensated", timeout=30)

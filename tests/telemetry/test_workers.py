@@ -281,7 +281,7 @@ def test_a_collector_that_is_gone_delays_a_stop_by_two_seconds_at_most(
 def test_an_attempt_that_is_retried_by_celery_is_an_error(
     start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:
-    """The failed attempt is marked (FACTS, L9: UNSET once), and the repetition is a sibling."""
+    """The failed attempt is marked (FACTS, L9: UNSET once), and its sibling follows (L8)."""
     worker = start_worker(*("-P", "solo", "-Q", "inventory"), **otlp_http.environment).ready()
     (trace_id,) = worker.send("inventory.again")
     spans = otlp_http.wait_for(
@@ -291,7 +291,29 @@ def test_an_attempt_that_is_retried_by_celery_is_an_error(
     assert ("error", "KeyError") == (first.status, first.attributes["error.type"])
     assert "unset" == second.status
     assert {trace_id} == {span.trace_id for span in spans}
+    assert (SPAN_ID, SPAN_ID) == (first.parent_id, second.parent_id)
     worker.stop()
+    (send,) = (span for span in otlp_http.spans() if span.name == "send inventory")
+    assert first.span_id == send.parent_id
+
+
+def test_what_a_task_sends_belongs_to_its_trace(
+    start_worker: StartWorker, otlp_http: OtlpReceiver
+) -> None:
+    """Each message has one PRODUCER span, also of a task that the sender does not know (L7)."""
+    worker = start_worker(
+        *("-P", "prefork", "-c", "1", "-Q", "inventory"), **otlp_http.environment
+    ).ready()
+    (trace_id,) = worker.send("inventory.hand_on")
+    wait_until(lambda: worker.has_logged("reserve", trace_id))
+    worker.stop()
+    spans = {(span.name, span.parent_id): span for span in otlp_http.spans()}
+    parent = spans["process inventory", SPAN_ID]
+    sent, unknown = spans["send inventory", parent.span_id], spans["send nobody", parent.span_id]
+    assert ("producer", "producer") == (sent.kind, unknown.kind)
+    assert spans["process inventory", sent.span_id].trace_id == trace_id
+    assert 4 == len(spans)
+    assert f"saga-{trace_id}" == unknown.attributes["saga.id"]
 
 
 def test_a_span_follows_the_callers_decision(

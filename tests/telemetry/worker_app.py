@@ -33,3 +33,10 @@ def again(self: "Task[Any, Any]") -> None:
     """Fail once, then succeed."""
     if not self.request.retries:
         raise self.retry(exc=KeyError("not yet"), countdown=0)
+
+
+@app.task(name="inventory.hand_on")
+def hand_on() -> None:
+    """Send tasks of others: one that this app knows, and one that it does not."""
+    reserve.apply_async(queue="inventory")
+    app.send_task("payment.unknown", queue="nobody")
