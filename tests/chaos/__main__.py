@@ -1,9 +1,10 @@
 """``python -m tests.chaos``: sagas under load, and something killed every few seconds.
 
-Prints sagas run, faults injected, faults that fired, and violations; 1 if there are any.
+Prints sagas run, faults injected, faults that fired, spans, and violations; 1 if there are any.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from shared.telemetry.config import tracing_config
 from tests.chaos.evidence import violations
 from tests.chaos.orders import Order, orders
 from tests.chaos.system import ORCHESTRATOR, POINTS, System
+from tests.chaos.traces import Told, await_roots, trace_problems
+from tests.servers.otlp import OtlpReceiver
 from tests.servers.postgres import find_postgres
 from workers.examples.service import SERVICES
 
@@ -156,6 +159,7 @@ def main() -> int:
     parser.add_argument("--settle", type=float, default=90, help="longest wait for the last end")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--store", choices=["auto", "sqlite", "postgres"], default="auto")
+    parser.add_argument("--traces", choices=["http", "grpc"], default="http", help="OTLP over it")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
     given = parser.parse_args()
     seed = Random().randrange(1_000_000) if given.seed is None else given.seed
@@ -166,22 +170,30 @@ def main() -> int:
         f"seed {seed}, {'PostgreSQL' if postgres else 'SQLite'}, logs in {home}/logs", flush=True
     )
     logs.configure("chaos", log_dir=home / "logs")
-    setup.start("chaos", tracing_config("chaos", home=home))
-    # Side by side, where two of them can be.
-    with (
-        System(home, postgres=postgres, orchestrators=2 if postgres else 1) as system,
-        closing(make_client(system.settings)) as client,
-    ):
-        chaos = Chaos(system, client, random, given.every)
-        begun = monotonic()
-        ended = chaos.run(orders(random, given.sagas), given.seconds, given.settle)
-        seconds = monotonic() - begun
-        found, ends = violations(client, chaos.started, system.settings)
-        letters = len(client.dead_letters(1000))
-        outbox = client._store.outbox_size()
+    with OtlpReceiver(given.traces) as receiver:
+        os.environ |= {**receiver.environment, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        setup.start("chaos", tracing_config("chaos", home=home))
+        # Side by side, where two of them can be.
+        with (
+            System(home, postgres=postgres, orchestrators=2 if postgres else 1) as system,
+            closing(make_client(system.settings)) as client,
+        ):
+            chaos = Chaos(system, client, random, given.every)
+            begun = monotonic()
+            ended = chaos.run(orders(random, given.sagas), given.seconds, given.settle)
+            seconds = monotonic() - begun
+            found, ends = violations(client, chaos.started, system.settings)
+            letters = len(client.dead_letters(1000))
+            outbox = client._store.outbox_size()
+            told = {saga_id: Told(*client.story(saga_id)[1:]) for saga_id in chaos.started}
+            await_roots(receiver, [one.row for one in told.values()], given.settle)
+        setup.shutdown()
+        wrong, spans = trace_problems(receiver, told)
+    found += wrong
     print(f"sagas run        {len(chaos.started)} in {seconds:.0f} s: {_listed(ends)}")
     print(f"faults injected  {chaos.injected.total()}: {_listed(chaos.injected)}")
     print(f"faults fired     {chaos.fired.total()}: {_listed(chaos.fired)}")
+    print(f"spans received   {spans} over {given.traces}, of {len(told)} traces")
     print(f"store away       {chaos.unavailable} calls; dead letters {letters}; outbox {outbox}")
     print(f"violations       {len(found)}", *found, sep="\n  ")
     if not ended:
