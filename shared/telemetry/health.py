@@ -29,7 +29,8 @@ class ExportHealth:
         self._lost = 0
         self._heard = _LastComplaint()
         for name in _EXPORTER_LOGGERS:
-            logging.getLogger(name).addFilter(self._heard)
+            # Before the exporter's own filter, which swallows what it has said lately.
+            logging.getLogger(name).filters.insert(0, self._heard)
 
     def complain(self, reason: str) -> None:
         """Keep a reason for the log, which the exporter did not log itself."""

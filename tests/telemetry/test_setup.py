@@ -1,19 +1,23 @@
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from threading import Thread
 from time import monotonic
 
 import msgspec
 import pytest
 from opentelemetry import trace
+from typing_extensions import override
 
 from shared.telemetry import current, setup
 from shared.telemetry.outlet import OutletStats
 from shared.telemetry.setup import ExportedSpan
 from shared.telemetry.spans import SpanError
-from tests.servers.otlp import OtlpReceiver, ReceivedLink
+from tests.servers.otlp import OtlpReceiver, Protocol, ReceivedLink
 from tests.servers.spantree import assert_one_tree
 from tests.telemetry.conftest import StartTracing
 from tests.telemetry.records import (
@@ -265,6 +269,46 @@ def test_the_end_of_a_process_is_bounded(
         assert not setup.flush(timedelta(milliseconds=200))
         assert not setup.shutdown(timedelta(milliseconds=200))
         assert monotonic() - begin < 1.5
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(
+    "answer", [b"\x00\xffgarbage\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab", b""]
+)
+def test_what_is_no_collector_costs_its_spans(
+    answer: bytes, protocol: Protocol, start_tracing: StartTracing, lines: Lines
+) -> None:
+    """Something that talks garbage, and something that dies in the middle of its answer."""
+    with talking(answer) as port:
+        failed_before = setup.stats().failed
+        start_tracing(
+            otlp_protocol=protocol,
+            otlp_endpoint=f"http://127.0.0.1:{port}/v1/traces",
+            export_timeout=timedelta(milliseconds=300),
+        )
+        setup.emit([record()] * 2)
+        assert setup.flush(timedelta(seconds=10))
+        assert 2 == setup.stats().failed - failed_before
+    assert ["telemetry.export_failing"] == [line["event"] for line in lines()]
+    assert lines()[0]["reason"]
+
+
+@contextmanager
+def talking(answer: bytes) -> Iterator[int]:
+    """A server that gives one answer to whatever it is asked, and hangs up; yields its port."""
+
+    class Handler(BaseRequestHandler):
+        @override
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield int(server.server_address[1])
+        server.shutdown()
+        thread.join()
 
 
 def test_a_full_queue_drops_spans_and_counts_them(
