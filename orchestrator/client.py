@@ -10,8 +10,17 @@ from typing import Any
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
+from orchestrator.core.messages import (
+    CompensateNow,
+    Operator,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+)
 from orchestrator.core.state import Status
-from orchestrator.engine import Engine, Started
+from orchestrator.engine import Engine, Operated, Started
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
 from orchestrator.views import SagaView, outcome_of, saga_view
 from shared.clock import monotonic, pause
@@ -82,6 +91,89 @@ class Client:
         row = self._engine.cancel(saga_id, reason=reason, by=by)
         self._engine.settle()
         return row
+
+    # Operators ------------------------------------------------------------------------------
+    #
+    # Each of these is kept in the history with its reason and who asked for it. Each raises
+    # UnknownSaga for an unknown id, and NotAllowed with the reason where the saga forbids it.
+    # With `dry_run` nothing is stored: the result says what would follow.
+
+    def pause(self, saga_id: str, *, reason: str, by: str = "", dry_run: bool = False) -> Operated:
+        """Begin nothing new until `resume`; replies of what is in flight are recorded."""
+        return self.operate(saga_id, Pause(reason=reason, by=by), dry_run=dry_run)
+
+    def resume(
+        self, saga_id: str, *, reason: str, by: str = "", dry_run: bool = False
+    ) -> Operated:
+        """Go on after `pause`."""
+        return self.operate(saga_id, Resume(reason=reason, by=by), dry_run=dry_run)
+
+    def retry(
+        self,
+        saga_id: str,
+        step: str = "",
+        *,
+        payload: Mapping[str, Any] | None = None,
+        reason: str,
+        by: str = "",
+        dry_run: bool = False,
+    ) -> Operated:
+        """Make the next attempt now, or one more where a step or its undo has given up.
+
+        Args:
+            saga_id: Which saga.
+            step: Which step; empty for all of which it can be asked.
+            payload: Keyword arguments for this step instead of those of the definition.
+            reason: Kept in the history.
+            by: Who asks; kept in the history.
+            dry_run: Only say what would follow.
+        """
+        edited = None if payload is None else dict(payload)
+        message = RetryNow(step=step, payload=edited, reason=reason, by=by)
+        return self.operate(saga_id, message, dry_run=dry_run)
+
+    def skip(
+        self,
+        saga_id: str,
+        step: str,
+        *,
+        output: Any = None,
+        reason: str,
+        by: str = "",
+        dry_run: bool = False,
+    ) -> Operated:
+        """Go on as if a step, or its undo, had been done.
+
+        Args:
+            saga_id: Which saga.
+            step: One that waits for an attempt, has given up, or has not begun.
+            output: What later steps see as its output.
+            reason: Kept in the history.
+            by: Who asks; kept in the history.
+            dry_run: Only say what would follow.
+        """
+        message = Skip(step=step, output=output, reason=reason, by=by)
+        return self.operate(saga_id, message, dry_run=dry_run)
+
+    def resolve(
+        self, saga_id: str, *, reason: str, by: str = "", dry_run: bool = False
+    ) -> Operated:
+        """End a stuck saga that has been put right by hand."""
+        return self.operate(saga_id, Resolve(reason=reason, by=by), dry_run=dry_run)
+
+    def compensate(
+        self, saga_id: str, *, reason: str, by: str = "", dry_run: bool = False
+    ) -> Operated:
+        """Give up going forward, also where nobody knows whether the pivot happened."""
+        return self.operate(saga_id, CompensateNow(reason=reason, by=by), dry_run=dry_run)
+
+    def operate(self, saga_id: str, message: Operator, *, dry_run: bool = False) -> Operated:
+        """Do what an operator asks, given as a message."""
+        operated = self._engine.operate(saga_id, message, dry_run=dry_run)
+        self._engine.settle()
+        return operated
+
+    # Reading --------------------------------------------------------------------------------
 
     def row(self, saga_id: str) -> SagaRow:
         """A saga as it is stored.

@@ -14,8 +14,21 @@ import structlog
 from orchestrator import journal
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Recorded
-from orchestrator.core.machine import Cancel, Decision, Message, Start, Tick, decide, why_not
+from orchestrator.core.events import Event, Recorded
+from orchestrator.core.machine import Decision, decide, why_not
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Operator,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+    Start,
+    Tick,
+)
 from orchestrator.ports import Change, DeadLetter, Delivery, SagaRow, Store, Transport
 from orchestrator.tracing import SagaTracing
 from shared import codec, faults
@@ -46,6 +59,15 @@ CONFLICTS_MAX: Final = 50
 
 TRACE_RETRY: Final = timedelta(seconds=30)
 """How long an export of spans may take until it counts as lost."""
+
+_IN_WORDS: Final[dict[type[Operator], str]] = {
+    Pause: "be paused",
+    Resume: "be resumed",
+    RetryNow: "try again",
+    Skip: "skip the step",
+    Resolve: "be resolved",
+    CompensateNow: "be compensated",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +100,22 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     row: SagaRow
     created: bool
     published: bool = True
+
+
+class Operated(msgspec.Struct, frozen=True, kw_only=True):
+    """What followed from an operator's message, or would follow.
+
+    Attributes:
+        row: The saga after it.
+        events: What it led to; empty when it changed nothing, such as a second pause.
+        commands: What was sent, or would be.
+        dry_run: Nothing was stored, and nothing was sent.
+    """
+
+    row: SagaRow
+    events: tuple[Event, ...]
+    commands: tuple[Command, ...]
+    dry_run: bool
 
 
 class Engine:
@@ -133,8 +171,8 @@ class Engine:
         started = []
         for one, row in zip(asked, found, strict=True):
             # Where it is neither found nor changed, somebody else was faster with id or key.
-            mine = row or changed.get(one.saga_id) or self._twin(one)
             created = one.saga_id in changed
+            mine = changed[one.saga_id].row if created else row or self._twin(one)
             if created:
                 self._tracing.started(mine)
             started.append(Started(row=mine, created=created, published=published))
@@ -147,16 +185,59 @@ class Engine:
             UnknownSaga: No saga has that id.
             NotAllowed: It is past its pivot, or has ended.
         """
-        message = Cancel(reason=reason, by=by)
-        changed, _ = self._advance([Asked(saga_id=saga_id, message=message)])
+        return self._ask(saga_id, Cancel(reason=reason, by=by), "be cancelled").row
+
+    def operate(self, saga_id: str, message: Operator, *, dry_run: bool = False) -> Operated:
+        """Do what an operator asks. It is a stored fact when this returns.
+
+        Args:
+            saga_id: Which saga.
+            message: What is asked.
+            dry_run: Only say what would follow.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+            NotAllowed: The saga or its step does not allow it; says why.
+            PayloadTooLarge: The edited payload or the output is.
+            DecodeError: It is not JSON.
+        """
+        match message:
+            case RetryNow(payload=payload):
+                codec.check_size(payload, self._payload_bytes_max, "The edited payload")
+            case Skip(output=output):
+                codec.check_size(output, self._payload_bytes_max, "The output")
+            case _:
+                pass
+        return self._ask(saga_id, message, _IN_WORDS[type(message)], dry_run=dry_run)
+
+    def _ask(
+        self, saga_id: str, message: Cancel | Operator, wish: str, *, dry_run: bool = False
+    ) -> Operated:
+        asked = [] if dry_run else [Asked(saga_id=saga_id, message=message)]
+        change = self._advance(asked)[0].get(saga_id)
+        if change is not None:
+            events = tuple(recorded.event for recorded in change.events)
+            return Operated(row=change.row, events=events, commands=change.commands, dry_run=False)
         # Asked after the decision and not before: the pivot may overtake a cancel.
-        row = changed.get(saga_id) or self.store.load([saga_id]).get(saga_id)
+        row = self.store.load([saga_id]).get(saga_id)
         if row is None:
             raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
-        refused = why_not(self.definition_of(row), row.state, message)
-        if refused and saga_id not in changed:
-            raise NotAllowed(f"Saga {saga_id} cannot be cancelled. {refused}", saga_id=saga_id)
-        return row
+        definition = self.definition_of(row)
+        refused = why_not(definition, row.state, message)
+        if refused:
+            raise NotAllowed(f"Saga {saga_id} cannot {wish}. {refused}", saga_id=saga_id)
+        if not dry_run:
+            return Operated(row=row, events=(), commands=(), dry_run=False)
+        batch = _Batch(self._clock(), {saga_id: row})
+        decision = decide(definition, row.state, message, batch.now)
+        if decision.events:
+            batch.add(row, decision, None)
+        return Operated(
+            row=batch.rows[saga_id],
+            events=decision.events,
+            commands=decision.commands,
+            dry_run=True,
+        )
 
     # Messages and timers, from the coordinator ----------------------------------------------
 
@@ -242,13 +323,13 @@ class Engine:
 
     def _advance(
         self, work: Sequence[Asked], letters: Sequence[DeadLetter] = ()
-    ) -> tuple[dict[str, SagaRow], bool]:
+    ) -> tuple[dict[str, Change], bool]:
         """Decide and commit until nobody else was faster.
 
         Returns:
-            The sagas that changed, and whether their commands reached the broker.
+            The sagas that changed and how, and whether their commands reached the broker.
         """
-        changed: dict[str, SagaRow] = {}
+        changed: dict[str, Change] = {}
         published = True
         for _ in range(CONFLICTS_MAX):
             if not (work or letters):
@@ -259,7 +340,7 @@ class Engine:
             committed = [one for one in batch.changes() if one.row.saga_id not in conflicts]
             published &= self._publish([it for one in committed for it in one.commands])
             self._trace([one.row for one in committed if one.row.trace_due_at])
-            changed |= {one.row.saga_id: one.row for one in committed}
+            changed |= {one.row.saga_id: one for one in committed}
             # A new saga that lost against its twin is not tried again: the caller looks it up.
             work = [one for one in work if one.saga_id in conflicts and not one.definition]
             letters = ()

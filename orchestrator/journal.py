@@ -7,12 +7,18 @@ import structlog
 
 from orchestrator.core.events import (
     CancelRequested,
+    CompensationRequested,
     Event,
+    RetryRequested,
+    SagaPaused,
+    SagaResolved,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     StepDispatched,
     StepFailed,
     StepRejected,
+    StepSkipped,
     StepSucceeded,
     StepTimedOut,
     about,
@@ -25,7 +31,15 @@ from shared.ids import command_id
 
 log = structlog.get_logger("orchestrator")
 
-_WARNINGS: Final = (StepRejected, StepFailed, StepTimedOut, CancelRequested)
+_BY_OPERATORS: Final = (
+    SagaPaused,
+    SagaResumed,
+    RetryRequested,
+    StepSkipped,
+    CompensationRequested,
+    SagaResolved,
+)
+_WARNINGS: Final = (StepRejected, StepFailed, StepTimedOut, CancelRequested, *_BY_OPERATORS)
 
 
 def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter] = ()) -> None:
@@ -87,7 +101,16 @@ def _details(event: Event) -> dict[str, Any]:
             return {"kind": failure.kind, "error": failure.message, "retry_at": retry_at}
         case StepTimedOut(retry_at=retry_at):
             return {"retry_at": retry_at}
-        case CancelRequested(reason=reason, by=by):
+        case RetryRequested(payload=payload, reason=reason, by=by):
+            return {"reason": reason, "by": by, "payload_edited": payload is not None}
+        case (
+            CancelRequested(reason=reason, by=by)
+            | SagaPaused(reason=reason, by=by)
+            | SagaResumed(reason=reason, by=by)
+            | StepSkipped(reason=reason, by=by)
+            | CompensationRequested(reason=reason, by=by)
+            | SagaResolved(reason=reason, by=by)
+        ):
             return {"reason": reason, "by": by}
         case _:
             return {}

@@ -9,13 +9,19 @@ import msgspec
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import (
     CancelRequested,
+    CompensationRequested,
     Event,
     Recorded,
+    RetryRequested,
+    SagaPaused,
+    SagaResolved,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     StepDispatched,
     StepFailed,
     StepRejected,
+    StepSkipped,
     StepSucceeded,
     StepTimedOut,
     about,
@@ -42,7 +48,11 @@ class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepView(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a step stands."""
+    """Where a step stands.
+
+    Attributes:
+        by_hand: An operator said that it, or its undo, counts as done.
+    """
 
     name: str
     queue: str
@@ -54,6 +64,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     due_at: datetime | None
     output: Any
     error: str
+    by_hand: bool
 
 
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +103,7 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
         error: Why it turned back or got stuck; None for one that completed.
         duration_ms: From the start to the end, or to the last change so far.
         next_timer: What happens next if nothing arrives.
+        paused: Nothing new begins until an operator resumes it.
     """
 
     saga_id: str
@@ -108,6 +120,7 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: datetime | None
     duration_ms: int
     next_timer: TimerView | None
+    paused: bool
     steps: tuple[StepView, ...]
     timeline: tuple[TimelineEntry, ...]
 
@@ -135,6 +148,7 @@ def saga_view(definition: Definition, row: SagaRow, history: Sequence[Recorded])
         deadline_at=state.deadline_at,
         duration_ms=_milliseconds(row.started_at, row.updated_at),
         next_timer=_next_timer(definition, row),
+        paused=state.paused,
         steps=_steps(definition, state),
         timeline=_timeline(history),
     )
@@ -174,6 +188,7 @@ def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
             due_at=step.due_at,
             output=step.output,
             error=f"{step.failure.kind}: {step.failure.message}" if step.failure else "",
+            by_hand=step.by_hand,
         )
         for planned in definition.steps
         for step in [state.step(planned.name)]
@@ -243,12 +258,26 @@ def _detail(event: Event) -> str:
             return f"{failure.kind}: {failure.message}{_again(retry_at)}"
         case StepTimedOut(retry_at=retry_at):
             return f"no reply{_again(retry_at)}"
-        case CancelRequested(reason=reason, by=by):
-            return f"by {by or 'unknown'}: {reason or 'no reason given'}"
+        case RetryRequested(payload=payload, reason=reason, by=by):
+            edited = " with an edited payload" if payload is not None else ""
+            return _said_by(by, reason) + edited
+        case (
+            CancelRequested(reason=reason, by=by)
+            | SagaPaused(reason=reason, by=by)
+            | SagaResumed(reason=reason, by=by)
+            | StepSkipped(reason=reason, by=by)
+            | CompensationRequested(reason=reason, by=by)
+            | SagaResolved(reason=reason, by=by)
+        ):
+            return _said_by(by, reason)
         case SagaStuck():
             return "an operator has to decide"
         case _:
             return ""
+
+
+def _said_by(by: str, reason: str) -> str:
+    return f"by {by or 'unknown'}: {reason or 'no reason given'}"
 
 
 def _again(retry_at: datetime | None) -> str:

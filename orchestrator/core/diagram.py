@@ -16,7 +16,19 @@ import msgspec
 
 from orchestrator.core.definition import Definition, Output, Retry, Saga, Step
 from orchestrator.core.events import Trace, tag_of
-from orchestrator.core.machine import Cancel, Decision, Message, Start, Tick, decide, wake_at
+from orchestrator.core.machine import Decision, decide, wake_at
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+    Start,
+    Tick,
+)
 from orchestrator.core.state import FINAL, Phase, SagaState, Status, evolve
 from shared.ids import Direction
 from shared.messages import Failed, Failure, Outcome, Rejected, Reply, Succeeded
@@ -29,6 +41,8 @@ _OUTCOMES: Final[tuple[Outcome, ...]] = (
     Failed(failure=_BROKEN),
 )
 _TWICE: Final = Retry(attempts=2)
+_ATTEMPTS_MAX: Final = 3
+"""Beyond so many attempts no operator asks for another: the walk has to end."""
 
 _PAGE: Final = """\
 # The state machine
@@ -40,12 +54,14 @@ it. Every arrow is an event that was seen while the machine was walked.
 
 {sagas}
 
-`resolved` is what an operator makes of a stuck saga.
+`resolved` is what an operator makes of a stuck saga. A saga of any active status may be paused: nothing
+new begins then until it is resumed.
 
 ## A step
 
 `rejected` means that nothing happened, for certain; `failed` that nobody knows. What is `succeeded`
-or `failed` may stand in the world and is undone on the way back.
+or `failed` may stand in the world and is undone on the way back. The saga goes on after a `skipped` step
+as if it had been done.
 
 {steps}
 """
@@ -135,7 +151,12 @@ def _arrivals(
                         outcome=outcome,
                     )
                     yield reply, now
-    yield Cancel(), now
+    for message in (Cancel(), Pause(), Resume(), Resolve(), CompensateNow()):
+        yield message, now
+    for planned in definition.steps:
+        yield Skip(step=planned.name), now
+    if all(max(step.attempt, step.undo_attempt) < _ATTEMPTS_MAX for step in state.steps.values()):
+        yield RetryNow(), now
     for at in (wake_at(definition, state), state.deadline_at):
         if at is not None:
             yield Tick(), max(now, at)
@@ -148,7 +169,7 @@ def _without_times(state: SagaState | None) -> str:
         (name, one.phase, one.attempt, one.undo_attempt, one.success, one.stuck)
         for name, one in state.steps.items()
     ]
-    return repr((state.status, state.backward, state.cause is None, steps))
+    return repr((state.status, state.backward, state.paused, state.cause is None, steps))
 
 
 def _collect(

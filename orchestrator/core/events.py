@@ -118,6 +118,62 @@ class SagaStuck(msgspec.Struct, frozen=True, kw_only=True, tag="saga_stuck"):
     direction: Direction
 
 
+class SagaPaused(msgspec.Struct, frozen=True, kw_only=True, tag="saga_paused"):
+    """An operator: nothing new begins until it is resumed."""
+
+    reason: str = ""
+    by: str = ""
+
+
+class SagaResumed(msgspec.Struct, frozen=True, kw_only=True, tag="saga_resumed"):
+    """An operator: it goes on."""
+
+    reason: str = ""
+    by: str = ""
+
+
+class RetryRequested(msgspec.Struct, frozen=True, kw_only=True, tag="retry_requested"):
+    """An operator: the next attempt is due at `due_at`, with this payload if there is one."""
+
+    step: str
+    direction: Direction
+    due_at: datetime
+    payload: dict[str, Any] | None = None
+    reason: str = ""
+    by: str = ""
+
+
+class StepSkipped(msgspec.Struct, frozen=True, kw_only=True, tag="step_skipped"):
+    """The saga goes on as if the step, or its compensation, had been done."""
+
+    step: str
+    direction: Direction = "action"
+    output: Any = None
+    reason: str = ""
+    by: str = ""
+
+
+class CompensationRequested(
+    msgspec.Struct, frozen=True, kw_only=True, tag="compensation_requested"
+):
+    """An operator: give up going forward.
+
+    Attributes:
+        step: A pivot of unknown outcome; the operator vouches that it did not happen.
+    """
+
+    step: str = ""
+    reason: str = ""
+    by: str = ""
+
+
+class SagaResolved(msgspec.Struct, frozen=True, kw_only=True, tag="saga_resolved"):
+    """An operator: it has been put right by hand, and ends here."""
+
+    reason: str = ""
+    by: str = ""
+
+
 class SagaCompleted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_completed"):
     """Every step succeeded."""
 
@@ -137,6 +193,12 @@ Event = (
     | DeadlineExceeded
     | CompensationStarted
     | SagaStuck
+    | SagaPaused
+    | SagaResumed
+    | RetryRequested
+    | StepSkipped
+    | CompensationRequested
+    | SagaResolved
     | SagaCompleted
     | SagaCompensated
 )
@@ -154,7 +216,7 @@ def about(event: Event) -> tuple[str, Direction, int | None] | None:
             return event.step, event.direction, event.attempt
         case StepRejected():
             return event.step, "action", event.attempt
-        case SagaStuck():
+        case SagaStuck() | RetryRequested() | StepSkipped():
             return event.step, event.direction, None
         case _:
             return None

@@ -10,6 +10,7 @@ about *what follows* is written once, whatever message made it true:
     a cause has come up     the steps in flight end, nothing new begins, then compensation starts
     backward                a step is undone once everything after it is cleared
     the end                 all succeeded: completed; all cleared: compensated
+    paused                  facts are taken, and nothing follows from them until it is resumed
 
 Three rules decide the hard cases (DESIGN.md, section 4):
 
@@ -21,21 +22,14 @@ Three rules decide the hard cases (DESIGN.md, section 4):
   counts as passed: it is tried again, and is stuck when it gives up.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, assert_never
+from typing import assert_never
 
 import msgspec
 
-from orchestrator.core.definition import (
-    Definition,
-    Input,
-    Literal,
-    NothingToUndo,
-    Output,
-    PlannedStep,
-    Retry,
-)
+from orchestrator.core import operators
+from orchestrator.core.definition import Definition, PlannedStep, Retry
 from orchestrator.core.events import (
     CancelRequested,
     CompensationStarted,
@@ -50,46 +44,40 @@ from orchestrator.core.events import (
     StepRejected,
     StepSucceeded,
     StepTimedOut,
-    Trace,
 )
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+    Start,
+    Tick,
+)
+from orchestrator.core.payload import payload_of, payload_problem
 from orchestrator.core.state import Phase, SagaState, StepState, evolve
+from orchestrator.core.terms import (
+    DONE,
+    IN_FLIGHT,
+    WAITING,
+    attempts,
+    cleared,
+    deadline_applies,
+    gave_up,
+    irrevocable,
+    may_stand,
+    turning_back,
+    unsafe,
+)
 from shared.backoff import delay
 from shared.ids import Direction, command_id, derived_span_id, idempotency_key
 from shared.messages import Command, Failed, Failure, Rejected, Reply, Succeeded
 from shared.names import UNDO_ARGUMENT
 
-IN_FLIGHT = frozenset({Phase.RUNNING, Phase.UNDOING})
-WAITING = frozenset({Phase.RETRYING, Phase.UNDO_RETRYING})
-MAY_STAND = frozenset({Phase.SUCCEEDED, Phase.FAILED})
-"""Phases in which a step's effect may exist."""
-CLEARED = frozenset({Phase.PENDING, Phase.REJECTED, Phase.UNDONE})
-"""Phases in which it does not."""
-
-
-# Messages ------------------------------------------------------------------------------------
-
-
-class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """Begin a saga; the input has been checked."""
-
-    saga_id: str
-    input: dict[str, Any]
-    trace: Trace
-    key: str | None = None
-
-
-class Tick(msgspec.Struct, frozen=True):
-    """A timer of the saga is due."""
-
-
-class Cancel(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody wants the saga undone."""
-
-    reason: str = ""
-    by: str = ""
-
-
-Message = Start | Reply | Tick | Cancel
+__all__ = ["Cancel", "Decision", "Message", "Start", "Tick", "decide", "wake_at", "why_not"]
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +146,7 @@ def why_not(definition: Definition, state: SagaState | None, message: Message) -
         case Reply(step=step) if step not in definition.by_name:
             return f"Saga {state.name!r} version {state.version} has no step {step!r}."
         case Reply():
-            sent = _attempt(state.step(message.step), message.direction)
+            sent = attempts(state.step(message.step), message.direction)
             if not 1 <= message.attempt <= sent:
                 return (
                     f"Attempt {message.attempt} of {message.step!r} ({message.direction}) "
@@ -168,10 +156,12 @@ def why_not(definition: Definition, state: SagaState | None, message: Message) -
         case Cancel():
             if state.status.final:
                 return f"The saga is {state.status} already."
-            if _irrevocable(definition, state):
+            if irrevocable(definition, state):
                 pivot = definition.pivot.name if definition.pivot else ""
                 return f"The saga is past its pivot {pivot!r}: it can only go forward."
             return ""
+        case Pause() | Resume() | RetryNow() | Skip() | Resolve() | CompensateNow():
+            return operators.refusal(definition, state, message)
         case _:
             assert_never(message)
 
@@ -180,14 +170,16 @@ def wake_at(definition: Definition, state: SagaState) -> datetime | None:
     """The next moment at which the saga does something by itself; None when it only waits."""
     if state.status.final:
         return None
-    turning = _turning_back(definition, state)
+    # A retry that will not be made, or not now, must not wake the saga for ever.
+    held = WAITING if state.paused else frozenset()
+    if turning_back(definition, state):
+        held |= {Phase.RETRYING}
     times = [
         step.due_at
         for step in state.steps.values()
-        # A retry that will not be made any more must not wake the saga for ever.
-        if step.due_at is not None and not (turning and step.phase is Phase.RETRYING)
+        if step.due_at is not None and step.phase not in held
     ]
-    if state.deadline_at and _deadline_applies(definition, state):
+    if state.deadline_at and deadline_applies(definition, state):
         times.append(state.deadline_at)
     return min(times, default=None)
 
@@ -214,6 +206,8 @@ def _react(
         case Cancel():
             if state.cause is None and not state.backward:
                 yield CancelRequested(reason=message.reason, by=message.by)
+        case Pause() | Resume() | RetryNow() | Skip() | Resolve() | CompensateNow():
+            yield from operators.facts(definition, state, message, now)
         case _:
             assert_never(message)
 
@@ -303,7 +297,7 @@ def _compensation_replied(
 
 def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Iterator[Event]:
     names = [*state.steps]
-    if state.deadline_at and state.deadline_at <= now and _deadline_applies(definition, state):
+    if state.deadline_at and state.deadline_at <= now and deadline_applies(definition, state):
         yield (exceeded := DeadlineExceeded())
         state = evolve(state, exceeded)
     for name in names:
@@ -313,7 +307,7 @@ def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Ite
             timed_out = StepTimedOut(
                 step=name,
                 direction=direction,
-                attempt=_attempt(step, direction),
+                attempt=attempts(step, direction),
                 retry_at=_retry_at(definition, state, name, direction, None, now),
             )
             yield timed_out
@@ -330,9 +324,9 @@ def _retry_at(
     now: datetime,
 ) -> datetime | None:
     planned = definition.by_name[name]
-    attempt = _attempt(state.step(name), direction)
+    attempt = attempts(state.step(name), direction)
     retry = planned.retry if direction == "action" else planned.compensation_retry
-    if direction == "action" and _turning_back(definition, state) and not _unsafe(planned):
+    if direction == "action" and turning_back(definition, state) and not unsafe(planned):
         return None
     if _gives_up(retry, attempt, failure):
         return None
@@ -353,12 +347,14 @@ def _next(definition: Definition, state: SagaState, now: datetime) -> Event | No
     if state.status.final:
         return None
     for planned in definition.steps:
-        if _gave_up(definition, state, planned):
+        if gave_up(definition, state, planned) and not state.step(planned.name).stuck:
             direction: Direction = "compensation" if state.backward else "action"
             return SagaStuck(step=planned.name, direction=direction)
+    if state.paused:
+        return None
     if state.backward:
         return _next_backward(definition, state, now)
-    if _turning_back(definition, state):
+    if turning_back(definition, state):
         in_flight = any(step.phase is Phase.RUNNING for step in state.steps.values())
         return None if in_flight else CompensationStarted()
     return _next_forward(definition, state, now)
@@ -368,94 +364,29 @@ def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Ev
     for planned in definition.steps:
         step = state.step(planned.name)
         if step.phase is Phase.PENDING and all(
-            state.step(name).phase is Phase.SUCCEEDED for name in planned.after
+            state.step(name).phase in DONE for name in planned.after
         ):
-            problem = _payload_problem(planned, state)
+            problem = payload_problem(planned, state)
             if problem:
                 return StepRejected(step=planned.name, attempt=1, failure=problem)
             return _dispatched(planned, step, "action", now)
         if step.phase is Phase.RETRYING and step.due_at and step.due_at <= now:
             return _dispatched(planned, step, "action", now)
-    if all(state.step(planned.name).phase is Phase.SUCCEEDED for planned in definition.steps):
+    if all(state.step(planned.name).phase in DONE for planned in definition.steps):
         return SagaCompleted()
     return None
 
 
 def _next_backward(definition: Definition, state: SagaState, now: datetime) -> Event | None:
-    cleared = _cleared(definition, state)
+    clear = cleared(definition, state)
     for planned in definition.steps:
         step = state.step(planned.name)
-        undoable = planned.undo_task is not None and step.phase in MAY_STAND
-        if undoable and all(name in cleared for name in definition.successors[planned.name]):
+        undoable = planned.undo_task is not None and may_stand(step)
+        if undoable and all(name in clear for name in definition.successors[planned.name]):
             return _dispatched(planned, step, "compensation", now)
         if step.phase is Phase.UNDO_RETRYING and step.due_at and step.due_at <= now:
             return _dispatched(planned, step, "compensation", now)
-    return SagaCompensated() if len(cleared) == len(definition.steps) else None
-
-
-def _cleared(definition: Definition, state: SagaState) -> frozenset[str]:
-    """Steps of which nothing is left, and of what came after them neither."""
-    cleared: set[str] = set()
-    open_ends = [*definition.steps]
-    while ready := [
-        planned
-        for planned in open_ends
-        if all(name in cleared for name in definition.successors[planned.name])
-    ]:
-        open_ends = [planned for planned in open_ends if planned not in ready]
-        cleared |= {planned.name for planned in ready if _settled(planned, state)}
-        if not any(planned.name in cleared for planned in ready):
-            break
-    return frozenset(cleared)
-
-
-def _settled(planned: PlannedStep, state: SagaState) -> bool:
-    phase = state.step(planned.name).phase
-    nothing_to_undo = isinstance(planned.compensation, NothingToUndo)
-    return phase in CLEARED or (nothing_to_undo and phase in MAY_STAND)
-
-
-def _gave_up(definition: Definition, state: SagaState, planned: PlannedStep) -> bool:
-    """Whether a step gave up where the saga can go neither on nor back, and nobody said so yet."""
-    step = state.step(planned.name)
-    if step.stuck:
-        return False
-    if state.backward:
-        return step.phase is Phase.UNDO_FAILED or (
-            planned.compensation is None and step.phase in MAY_STAND
-        )
-    if planned.name in definition.beyond_pivot:
-        return step.phase in {Phase.FAILED, Phase.REJECTED}
-    return _unsafe(planned) and step.phase is Phase.FAILED
-
-
-def _turning_back(definition: Definition, state: SagaState) -> bool:
-    return state.cause is not None and not _irrevocable(definition, state)
-
-
-def _irrevocable(definition: Definition, state: SagaState) -> bool:
-    """Whether the saga can only go forward: past the pivot, or perhaps past it."""
-    pivot = definition.pivot
-    if pivot is None or state.backward:
-        return False
-    step = state.step(pivot.name)
-    # Another attempt in flight does not make the first one known again.
-    again = step.phase is Phase.RUNNING and step.attempt > 1
-    unknown = again or step.phase in {Phase.RETRYING, Phase.FAILED}
-    return step.phase is Phase.SUCCEEDED or (_unsafe(pivot) and unknown)
-
-
-def _unsafe(planned: PlannedStep) -> bool:
-    """Whether an unknown outcome of this step can be neither undone nor ignored."""
-    return planned.pivot and planned.compensation is None
-
-
-def _deadline_applies(definition: Definition, state: SagaState) -> bool:
-    return state.cause is None and not state.backward and not _irrevocable(definition, state)
-
-
-def _attempt(step: StepState, direction: Direction) -> int:
-    return step.attempt if direction == "action" else step.undo_attempt
+    return SagaCompensated() if len(clear) == len(definition.steps) else None
 
 
 def _dispatched(
@@ -464,7 +395,7 @@ def _dispatched(
     return StepDispatched(
         step=planned.name,
         direction=direction,
-        attempt=_attempt(step, direction) + 1,
+        attempt=attempts(step, direction) + 1,
         due_at=now + planned.timeout,
     )
 
@@ -475,7 +406,7 @@ def _dispatched(
 def _command(definition: Definition, state: SagaState, event: StepDispatched) -> Command:
     planned = definition.by_name[event.step]
     identity = command_id(state.saga_id, event.step, event.direction, event.attempt)
-    payload = _payload(planned, state)
+    payload = payload_of(planned, state)
     task = planned.action
     if event.direction == "compensation":
         task = planned.undo_task or ""
@@ -495,43 +426,3 @@ def _command(definition: Definition, state: SagaState, event: StepDispatched) ->
         traceparent=state.trace.parent(derived_span_id(identity, "send")),
         tracestate=state.trace.tracestate,
     )
-
-
-def _payload(planned: PlannedStep, state: SagaState) -> dict[str, Any]:
-    """Keyword arguments of a step.
-
-    Raises:
-        LookupError: A reference leads to nothing.
-    """
-    if planned.payload is None:
-        return dict(state.input)
-    return {name: _resolve(value, state) for name, value in planned.payload.items()}
-
-
-def _payload_problem(planned: PlannedStep, state: SagaState) -> Failure | None:
-    try:
-        _payload(planned, state)
-    except LookupError as error:
-        message = f"payload of step {planned.name!r}: {error.args[0]}"
-        return Failure(kind="PayloadUnresolved", message=message, retryable=False)
-    return None
-
-
-def _resolve(reference: Input | Output | Literal, state: SagaState) -> Any:
-    match reference:
-        case Literal(value):
-            return value
-        case Input(path):
-            return _at(state.input, path, "the input")
-        case Output(step, path):
-            return _at(state.step(step).output, path, f"the output of {step!r}")
-        case _:
-            assert_never(reference)
-
-
-def _at(value: Any, path: str, where: str) -> Any:
-    for part in path.split(".") if path else ():
-        if not isinstance(value, Mapping) or part not in value:
-            raise LookupError(f"{where} has no {path!r}")
-        value = value[part]
-    return value

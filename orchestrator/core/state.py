@@ -17,16 +17,22 @@ import msgspec
 
 from orchestrator.core.events import (
     CancelRequested,
+    CompensationRequested,
     CompensationStarted,
     DeadlineExceeded,
     Event,
+    RetryRequested,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResolved,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     StepDispatched,
     StepFailed,
     StepRejected,
+    StepSkipped,
     StepSucceeded,
     StepTimedOut,
     Trace,
@@ -63,6 +69,8 @@ class Phase(StrEnum):
     RUNNING = "running"
     RETRYING = "retrying"
     SUCCEEDED = "succeeded"
+    SKIPPED = "skipped"
+    """Not done, and the saga goes on as if it had been."""
     REJECTED = "rejected"
     """Nothing happened, for certain."""
     FAILED = "failed"
@@ -101,6 +109,8 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         success: The attempt whose success is known; 0 while there is none.
         failure: What the last attempt that went wrong said.
         stuck: An operator has to decide.
+        payload: Keyword arguments that an operator gave instead of the definition's.
+        by_hand: An operator said that it, or its undo, counts as done, or that it never happened.
     """
 
     phase: Phase = Phase.PENDING
@@ -112,6 +122,8 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     undo: Any = None
     failure: Failure | None = None
     stuck: bool = False
+    payload: dict[str, Any] | None = None
+    by_hand: bool = False
 
 
 PENDING = StepState()
@@ -123,6 +135,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         cause: Why it turned back, or why it will as soon as the steps in flight have ended.
         backward: Compensation has begun.
+        paused: Nothing new begins until an operator resumes it.
     """
 
     saga_id: str
@@ -136,6 +149,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: dict[str, StepState] = {}
     cause: Cause | None = None
     backward: bool = False
+    paused: bool = False
 
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
@@ -191,14 +205,26 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
         case StepFailed() | StepTimedOut():
             return _after_failure(state, event)
         case CancelRequested():
-            failure = Failure(kind="Cancelled", message=event.reason, retryable=False)
-            return _because(state, Cause(kind=CauseKind.CANCELLED, failure=failure))
+            return _because(state, _cancelled(event.reason))
         case DeadlineExceeded():
             return _because(state, Cause(kind=CauseKind.DEADLINE))
         case CompensationStarted():
             return _turn_back(state)
         case SagaStuck():
             return _with_step(state, event.step, stuck=True)
+        case SagaPaused() | SagaResumed():
+            return _replace(state, paused=isinstance(event, SagaPaused))
+        case RetryRequested():
+            return _retry(state, event)
+        case StepSkipped():
+            return _skip(state, event)
+        case CompensationRequested(step=vouched, reason=reason):
+            if vouched:
+                settled = {"due_at": None, "stuck": False, "by_hand": True}
+                state = _with_step(state, vouched, phase=Phase.REJECTED, **settled)
+            return _because(state, _cancelled(reason))
+        case SagaResolved():
+            return _replace(state, status=Status.RESOLVED, paused=False)
         case SagaCompleted():
             return _replace(state, status=Status.COMPLETED)
         case SagaCompensated():
@@ -239,6 +265,33 @@ def _after_failure(state: SagaState, event: StepFailed | StepTimedOut) -> SagaSt
     if forward and not again:
         return _because(state, Cause(kind=kind, step=event.step, failure=failure))
     return state
+
+
+def _retry(state: SagaState, event: RetryRequested) -> SagaState:
+    forward = event.direction == "action"
+    kept = state.step(event.step).payload
+    return _with_step(
+        state,
+        event.step,
+        phase=Phase.RETRYING if forward else Phase.UNDO_RETRYING,
+        due_at=event.due_at,
+        stuck=False,
+        payload=kept if event.payload is None else event.payload,
+    )
+
+
+def _skip(state: SagaState, event: StepSkipped) -> SagaState:
+    settled: dict[str, Any] = {"due_at": None, "stuck": False, "by_hand": True}
+    if event.direction == "action":
+        return _with_step(
+            state, event.step, phase=Phase.SKIPPED, output=event.output, failure=None, **settled
+        )
+    return _with_step(state, event.step, phase=Phase.UNDONE, **settled)
+
+
+def _cancelled(reason: str) -> Cause:
+    failure = Failure(kind="Cancelled", message=reason, retryable=False)
+    return Cause(kind=CauseKind.CANCELLED, failure=failure)
 
 
 def _turn_back(state: SagaState) -> SagaState:

@@ -10,27 +10,36 @@ from functools import reduce
 from orchestrator.core.definition import Definition, NothingToUndo, PlannedStep, Retry
 from orchestrator.core.events import (
     CancelRequested,
+    CompensationRequested,
     CompensationStarted,
     DeadlineExceeded,
     Event,
+    RetryRequested,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResolved,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     StepDispatched,
     StepFailed,
     StepRejected,
+    StepSkipped,
     StepSucceeded,
     StepTimedOut,
 )
 from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
-from orchestrator.core.state import Phase, SagaState, Status, evolve
+from orchestrator.core.messages import CompensateNow, Pause, Resolve, Resume, RetryNow, Skip
+from orchestrator.core.state import Phase, SagaState, Status, StepState, evolve
 from shared.messages import Failed, Failure, Rejected, Reply, Succeeded
 
 IN_FLIGHT = {Phase.RUNNING, Phase.UNDOING}
 WAITING = {Phase.RETRYING, Phase.UNDO_RETRYING}
 GONE = {Phase.PENDING, Phase.REJECTED, Phase.UNDONE}
 UNKNOWN_OR_DONE = {Phase.SUCCEEDED, Phase.FAILED}
+FOLLOWED = {Phase.SUCCEEDED, Phase.SKIPPED}
+STARTS = (StepDispatched, CompensationStarted, SagaCompleted, SagaCompensated)
 
 
 def check_decision(
@@ -84,6 +93,9 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
         assert wake_at is None, "an ended saga wants to be woken"
         return
     flying = [name for name, phase in phases.items() if phase in IN_FLIGHT | WAITING]
+    if state.paused:
+        _check_paused(definition, state, wake_at)
+        return
     if wake_at is None:
         assert not flying, "an attempt that is never timed out, or a retry that is never made"
         assert state.status is Status.STUCK, "a saga that nothing will ever move again"
@@ -93,18 +105,30 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
     if not state.backward:
         assert not (back and Phase.RUNNING not in phases.values()), "compensation did not begin"
         for planned in definition.steps:
-            ready = all(phases[name] is Phase.SUCCEEDED for name in planned.after)
+            ready = all(phases[name] in FOLLOWED for name in planned.after)
             waits = phases[planned.name] is Phase.PENDING and ready
             assert back or not waits, f"{planned.name} could have begun"
         return
     for planned in definition.steps:
-        if planned.undo_task and phases[planned.name] in UNKNOWN_OR_DONE:
+        if planned.undo_task and _may_stand(state.step(planned.name)):
             held = [
                 name
                 for name in descendants(definition, planned.name)
-                if not _nothing_left(definition.by_name[name], phases[name])
+                if not _nothing_left(definition.by_name[name], state.step(name))
             ]
             assert held, f"the undo of {planned.name} could have begun"
+
+
+def _check_paused(definition: Definition, state: SagaState, wake_at: datetime | None) -> None:
+    """It wakes for what is in flight and for its deadline, and for nothing that it may not begin."""
+    flying = [step.due_at for step in state.steps.values() if step.phase in IN_FLIGHT]
+    assert None not in flying
+    times = [due_at for due_at in flying if due_at]
+    if state.deadline_at and not (
+        state.cause or state.backward or _passed_pivot(definition, state)
+    ):
+        times.append(state.deadline_at)
+    assert wake_at == min(times, default=None)
 
 
 def _check_ignored(state: SagaState | None, message: Message, decision: Decision) -> None:
@@ -135,11 +159,12 @@ def _check_event(
         assert isinstance(event, SagaStarted)
         return
     assert not state.status.final, "something happened after the end"
+    assert not (state.paused and isinstance(event, STARTS)), "it began something while paused"
     match event:
         case StepDispatched(direction="action"):
-            _check_action_dispatched(definition, state, event, now)
+            _check_action_dispatched(definition, state, event, message, now)
         case StepDispatched():
-            _check_undo_dispatched(definition, state, event, now)
+            _check_undo_dispatched(definition, state, event, message, now)
         case StepSucceeded(direction="action"):
             assert not state.step(event.step).success, "succeeded twice"
             assert 1 <= event.attempt <= state.step(event.step).attempt
@@ -176,21 +201,63 @@ def _check_turning_point(
         case SagaStuck():
             _check_stuck(definition, state, event)
         case SagaCompleted():
-            assert all(
-                state.step(planned.name).phase is Phase.SUCCEEDED for planned in definition.steps
-            )
+            assert all(state.step(planned.name).phase in FOLLOWED for planned in definition.steps)
         case SagaCompensated():
             assert state.backward
             assert all(
-                _nothing_left(planned, state.step(planned.name).phase)
-                for planned in definition.steps
+                _nothing_left(planned, state.step(planned.name)) for planned in definition.steps
             )
+        case _:
+            _check_operated(definition, state, event, message, now)
+
+
+def _check_operated(
+    definition: Definition, state: SagaState, event: Event, message: Message, now: datetime
+) -> None:
+    """An operator's word is kept, and only where it may be given."""
+    match event:
+        case SagaPaused():
+            assert isinstance(message, Pause)
+            assert not state.paused
+        case SagaResumed():
+            assert isinstance(message, Resume)
+            assert state.paused
+        case RetryRequested():
+            assert isinstance(message, RetryNow)
+            assert (event.due_at, state.paused) == (now, False)
+            waits = {"action": Phase.RETRYING, "compensation": Phase.UNDO_RETRYING}
+            step = state.step(event.step)
+            assert step.stuck or step.phase is waits[event.direction]
+        case StepSkipped():
+            assert isinstance(message, Skip)
+            step = state.step(event.step)
+            assert (event.direction == "compensation") == state.backward
+            if event.direction == "action":
+                assert step.phase not in IN_FLIGHT | FOLLOWED
+            else:
+                assert step.stuck or step.phase is Phase.UNDO_RETRYING
+        case CompensationRequested(step=vouched):
+            assert isinstance(message, CompensateNow)
+            assert not state.backward
+            if vouched:
+                assert _unsafe(definition.by_name[vouched])
+                assert state.step(vouched).phase in {Phase.RETRYING, Phase.FAILED}
+            else:
+                assert not _passed_pivot(definition, state)
+        case SagaResolved():
+            assert isinstance(message, Resolve)
+            assert state.status is Status.STUCK
+            assert all(step.phase not in IN_FLIGHT for step in state.steps.values())
         case _:
             raise AssertionError(f"{event!r} is out of place")
 
 
 def _check_action_dispatched(
-    definition: Definition, state: SagaState, event: StepDispatched, now: datetime
+    definition: Definition,
+    state: SagaState,
+    event: StepDispatched,
+    message: Message,
+    now: datetime,
 ) -> None:
     planned, step = definition.by_name[event.step], state.step(event.step)
     assert step.phase in {Phase.PENDING, Phase.RETRYING}
@@ -198,10 +265,10 @@ def _check_action_dispatched(
         assert step.due_at is not None
         assert step.due_at <= now, "a retry before its wait was over"
     assert event.attempt == step.attempt + 1
-    _check_allowed(planned.retry, event.attempt)
+    _check_allowed(planned.retry, event.attempt, message)
     assert not state.backward, "a step began on the way back"
     for name in planned.after:
-        assert state.step(name).phase is Phase.SUCCEEDED, "a step began before its turn"
+        assert state.step(name).phase in FOLLOWED, "a step began before its turn"
     if state.cause is not None:
         again = _unsafe(planned) and event.attempt > 1
         assert again or _passed_pivot(definition, state), "a step began after a cause had come up"
@@ -209,26 +276,33 @@ def _check_action_dispatched(
 
 
 def _check_undo_dispatched(
-    definition: Definition, state: SagaState, event: StepDispatched, now: datetime
+    definition: Definition,
+    state: SagaState,
+    event: StepDispatched,
+    message: Message,
+    now: datetime,
 ) -> None:
     planned, step = definition.by_name[event.step], state.step(event.step)
     assert state.backward
     assert planned.undo_task
     assert step.attempt > 0, "undone without ever having been sent"
-    assert step.phase in UNKNOWN_OR_DONE | {Phase.UNDO_RETRYING}
+    assert _may_stand(step) or step.phase is Phase.UNDO_RETRYING
     if step.phase is Phase.UNDO_RETRYING:
         assert step.due_at is not None
         assert step.due_at <= now, "a retry before its wait was over"
     assert event.attempt == step.undo_attempt + 1
-    _check_allowed(planned.compensation_retry, event.attempt)
+    _check_allowed(planned.compensation_retry, event.attempt, message)
     for name in descendants(definition, event.step):
         later = definition.by_name[name]
-        assert _nothing_left(later, state.step(name).phase), "undone before what came after it"
+        wrong_word = state.step(name).by_hand  # an operator's; it came out in the meantime
+        gone = wrong_word or _nothing_left(later, state.step(name))
+        assert gone, "undone before what came after it"
     assert event.due_at == now + planned.timeout
 
 
-def _check_allowed(retry: Retry, attempt: int) -> None:
-    assert retry.attempts is None or attempt <= retry.attempts, "more attempts than allowed"
+def _check_allowed(retry: Retry, attempt: int, message: Message) -> None:
+    within = retry.attempts is None or attempt <= retry.attempts
+    assert within or isinstance(message, RetryNow), "more attempts than allowed"
 
 
 def _check_failed(
@@ -289,9 +363,15 @@ def descendants(definition: Definition, name: str) -> set[str]:
     return found
 
 
-def _nothing_left(planned: PlannedStep, phase: Phase) -> bool:
-    declared = isinstance(planned.compensation, NothingToUndo) and phase in UNKNOWN_OR_DONE
-    return declared or phase in GONE
+def _may_stand(step: StepState) -> bool:
+    sent_and_skipped = step.phase is Phase.SKIPPED and step.attempt > 0
+    return step.phase in UNKNOWN_OR_DONE or sent_and_skipped
+
+
+def _nothing_left(planned: PlannedStep, step: StepState) -> bool:
+    declared = isinstance(planned.compensation, NothingToUndo) and _may_stand(step)
+    never_sent = step.phase is Phase.SKIPPED and step.attempt == 0
+    return declared or never_sent or step.phase in GONE
 
 
 def _unsafe(planned: PlannedStep) -> bool:
@@ -306,7 +386,7 @@ def _passed_pivot(definition: Definition, state: SagaState) -> bool:
             unknown = step.phase in {Phase.RETRYING, Phase.FAILED} or (
                 step.phase is Phase.RUNNING and step.attempt > 1
             )
-            return step.phase is Phase.SUCCEEDED or (_unsafe(planned) and unknown)
+            return step.phase in FOLLOWED or (_unsafe(planned) and unknown)
     return False
 
 
@@ -317,7 +397,7 @@ def _turning_back(definition: Definition, state: SagaState) -> bool:
 def _given_up(definition: Definition, state: SagaState, planned: PlannedStep) -> bool:
     phase = state.step(planned.name).phase
     if state.backward:
-        lost = planned.compensation is None and phase in UNKNOWN_OR_DONE
+        lost = planned.compensation is None and _may_stand(state.step(planned.name))
         return phase is Phase.UNDO_FAILED or lost
     if _unsafe(planned):
         return phase is Phase.FAILED
@@ -328,15 +408,13 @@ def _given_up(definition: Definition, state: SagaState, planned: PlannedStep) ->
 
 def _status(definition: Definition, state: SagaState) -> Status:
     """The status that the phases of the steps ask for."""
-    phases = [state.step(planned.name).phase for planned in definition.steps]
     if any(_given_up(definition, state, planned) for planned in definition.steps):
-        return Status.STUCK
+        resolved = state.status is Status.RESOLVED
+        return Status.RESOLVED if resolved else Status.STUCK
+    steps = [state.step(planned.name) for planned in definition.steps]
     if state.backward:
-        gone = [
-            _nothing_left(planned, phase)
-            for planned, phase in zip(definition.steps, phases, strict=True)
-        ]
-        return Status.COMPENSATED if all(gone) else Status.COMPENSATING
-    done = all(phase is Phase.SUCCEEDED for phase in phases)
+        gone = all(map(_nothing_left, definition.steps, steps))
+        return Status.COMPENSATED if gone and not state.paused else Status.COMPENSATING
+    done = all(step.phase in FOLLOWED for step in steps)
     back = _turning_back(definition, state)
-    return Status.COMPLETED if done and not back else Status.RUNNING
+    return Status.COMPLETED if done and not (back or state.paused) else Status.RUNNING

@@ -20,7 +20,19 @@ from typing_extensions import override
 
 from orchestrator.core.definition import NOTHING_TO_UNDO, Definition, NothingToUndo, Retry, Step
 from orchestrator.core.events import Event, StepDispatched
-from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
+from orchestrator.core.machine import Decision, decide
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Operator,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+    Tick,
+)
 from orchestrator.core.state import Phase, SagaState, Status, fold
 from shared.backoff import Backoff
 from shared.messages import Command, Reply
@@ -209,6 +221,26 @@ class AnySaga(RuleBasedStateMachine):
         if decision.refused:
             assert decision.state is before
 
+    @rule(data=st.data())
+    def an_operator_acts(self, data: st.DataObject) -> None:
+        """Whatever is not allowed now is refused, and changes nothing."""
+        name = data.draw(st.sampled_from([*self.definition.by_name]))
+        messages: list[Operator] = [
+            Pause(by="ada"),
+            Resume(by="ada"),
+            RetryNow(step=name, by="ada"),
+            Skip(step=name, by="ada"),
+            CompensateNow(by="ada"),
+            Resolve(by="ada"),
+        ]
+        decision = self.tell(data.draw(st.sampled_from(messages)))
+        assert not (decision.refused and decision.events)
+
+    def by_hand(self) -> set[str]:
+        """Steps of which an operator said that they need no more work: it may be wrong."""
+        assert self.state is not None
+        return {name for name, one in self.state.steps.items() if one.by_hand}
+
     def execute(self, command: Command, choice: Choice) -> Reply:
         """Let a participant with the barrier take a command."""
         name = command.step
@@ -244,13 +276,19 @@ class AnySaga(RuleBasedStateMachine):
             return
         assert max(self.runs.values()) <= 1
         if self.state.status is Status.COMPLETED:
-            assert set(self.effects.values()) == {Effect.STANDS}
+            missing = {
+                name
+                for name, effect in self.effects.items()
+                if effect is not Effect.STANDS and self.state.step(name).phase is not Phase.SKIPPED
+            }
+            assert not missing
         if self.state.status is Status.COMPENSATED:
             left = [
                 planned.name
                 for planned in self.definition.steps
                 if self.effects[planned.name] is Effect.STANDS
                 and not isinstance(planned.compensation, NothingToUndo)
+                and planned.name not in self.by_hand()
             ]
             assert not left
 
@@ -258,7 +296,7 @@ class AnySaga(RuleBasedStateMachine):
     def the_undo_order_is_the_reverse_of_the_graph(self) -> None:
         """In the world: nothing was undone before what had been built on it."""
         for position, name in enumerate(self.undo_order):
-            built_on_it = descendants(self.definition, name)
+            built_on_it = descendants(self.definition, name) - self.by_hand()
             assert not built_on_it & set(self.undo_order[position + 1 :])
 
     @override
@@ -268,7 +306,10 @@ class AnySaga(RuleBasedStateMachine):
             return
         if self.cancelled_at_last:
             self.tell(Cancel())
-        excused = self.state.status is Status.STUCK or Effect.REFUSED in self.effects.values()
+        if self.state.paused and not self.state.status.final:
+            self.tell(Resume())
+        stuck = self.state.status is Status.STUCK
+        excused = stuck or self.by_hand() or Effect.REFUSED in self.effects.values()
         for _ in range(CALM_STEPS_MAX):
             if not self.go_on_calmly():
                 break

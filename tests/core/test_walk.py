@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import pytest
@@ -95,12 +95,16 @@ def graphs() -> dict[str, Definition]:
 
 
 def walk_all(
-    definitions: Iterator[Definition], *, forgetful: bool, plain: bool = True
+    definitions: Iterator[Definition],
+    *,
+    forgetful: bool,
+    plain: bool = True,
+    operated: bool = False,
 ) -> Counter[str]:
     """Walk sagas in both kinds of world; returns what was counted."""
     counts: Counter[str] = Counter()
     for definition in definitions:
-        graph = Graph(definition, forgetful=forgetful)
+        graph = Graph(definition, forgetful=forgetful, operated=operated)
         barrier_walk = Walk(graph, Barrier())
         barrier_walk.run()
         counts["places"] += len(barrier_walk.places)
@@ -113,6 +117,7 @@ def walk_all(
         for node in graph.nodes.values():
             counts["states"] += 1
             counts[node.state.status] += 1
+            counts["paused"] += node.state.paused
             counts[node.state.cause.kind if node.state.cause else "no cause"] += 1
             counts.update(step.phase for step in node.steps)
     print(dict(counts))
@@ -124,7 +129,7 @@ def test_every_small_saga_keeps_the_invariants_and_ends(size: int) -> None:
     """One and two steps, nothing abstracted but time: every rule holds, in every world."""
     every = every_saga(size, same_retry=size > 1 and BOUND < 2)
     counts = walk_all(every, forgetful=False)
-    never = {Status.RESOLVED, *({Phase.PENDING} if size == 1 else ())}
+    never = {Status.RESOLVED, Phase.SKIPPED, *({Phase.PENDING} if size == 1 else ())}
     for wanted in {*Status, *CauseKind, *Phase} - never:
         assert counts[wanted], f"a walk that never saw {wanted}"
 
@@ -144,3 +149,14 @@ def test_every_small_graph_keeps_the_invariants_and_ends(shape: str) -> None:
     counts = walk_all(iter([graphs()[shape]]), forgetful=True, plain=BOUND > 1)
     assert counts[Status.COMPENSATED]
     assert counts[Status.COMPLETED]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_operators_at_every_moment_keep_the_invariants(size: int) -> None:
+    """Pause, resume, retry, skip, resolve and compensate, whenever they are allowed."""
+    every = every_saga(size, same_retry=BOUND < 2)
+    if size > 1 and BOUND < 2:
+        every = islice(every, 1, None, 3)
+    counts = walk_all(every, forgetful=size > 1, plain=False, operated=True)
+    for wanted in (Status.RESOLVED, Phase.SKIPPED, "paused"):
+        assert counts[wanted], f"a walk that never saw {wanted}"

@@ -28,7 +28,18 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from orchestrator.core.definition import Definition, NothingToUndo
-from orchestrator.core.machine import Cancel, Message, Tick, decide, wake_at
+from orchestrator.core.machine import decide, wake_at
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+    Tick,
+)
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
 from shared.ids import Direction
 from shared.messages import Reply
@@ -44,6 +55,8 @@ _replace = msgspec.structs.replace
 
 ANSWERS = (Answer.SUCCEEDED, Answer.REJECTED, Answer.FAILED, Answer.FAILED_FOR_GOOD)
 ATTEMPTS_MAX = 4
+OPERATED_ATTEMPTS_MAX = 3
+"""Beyond so many attempts no operator asks for another: the walk has to end."""
 DIRECTIONS: tuple[Direction, Direction] = ("action", "compensation")
 
 Key = tuple[object, ...]
@@ -72,7 +85,8 @@ class Node:
         sent: Every command that exists.
         replies: Where each reply that is not ignored leads, by its bit.
         timers: Where a timer leads, or all of them at once.
-        others: Where the deadline and a cancel lead.
+        others: Where the deadline, a cancel and the operators lead.
+        resume: Where a paused saga goes on.
         live: Bits of `replies`.
         possible: Bits of all replies that a participant could give.
     """
@@ -91,6 +105,7 @@ class Node:
         self.replies: dict[int, Edge] = {}
         self.timers: list[Edge] = []
         self.others: list[Edge] = []
+        self.resume: Edge | None = None
         self.live = 0
         self.possible = sum(bit(sent, answer) for sent in self.sent for answer in ANSWERS)
         self.expanded = False
@@ -117,12 +132,15 @@ class Graph:
 
     With `forgetful`, a step that has settled is taken as if its first attempt had done it, and all
     causes are taken as one: nothing that follows looks at the difference. Small sagas are walked
-    without it.
+    without it. With `operated`, operators do whatever they may at every moment.
     """
 
-    def __init__(self, definition: Definition, *, forgetful: bool = False) -> None:
+    def __init__(
+        self, definition: Definition, *, forgetful: bool = False, operated: bool = False
+    ) -> None:
         self.definition = definition
         self.forgetful = forgetful
+        self.operated = operated
         self.names = [planned.name for planned in definition.steps]
         index = {name: number for number, name in enumerate(self.names)}
         self.behind = [
@@ -165,7 +183,22 @@ class Graph:
             self._edge(node, Tick(), everything_late),
         )
         node.others = [edge for edge in others if edge is not None]
+        if self.operated:
+            node.resume = self._edge(node, Resume())
+            asked = [self._edge(node, message) for message in self._operators(node)]
+            node.others += [edge for edge in (node.resume, *asked) if edge is not None]
         return node
+
+    def _operators(self, node: Node) -> Iterator[Message]:
+        yield Pause()
+        yield Resolve()
+        yield CompensateNow()
+        for name in self.names:
+            yield Skip(step=name)
+        if all(sent.attempt < OPERATED_ATTEMPTS_MAX for sent in node.sent):
+            yield RetryNow()
+            for name in self.names:
+                yield RetryNow(step=name)
 
     def _edge(
         self, node: Node | None, message: Message, state: SagaState | None = None
@@ -196,8 +229,9 @@ class Graph:
         key = (
             state.status,
             state.backward,
+            state.paused,
             state.cause.kind if state.cause else None,
-            *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck) for s in steps),
+            *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck, s.by_hand) for s in steps),
         )
         return self.nodes.setdefault(key, Node(state, steps))
 
@@ -443,12 +477,15 @@ class Walk(Generic[W]):
             yield self._along(place, edge)
 
     def _along(self, place: Place[W], edge: Edge) -> Place[W]:
+        steps = edge.target.steps
         for step in edge.actions:
             for earlier in self.graph.ahead[step]:
-                assert self.kind.stands(place.world, earlier), "begun on what does not stand"
+                skipped = steps[earlier].phase is Phase.SKIPPED
+                stands = skipped or self.kind.stands(place.world, earlier)
+                assert stands, "begun on what does not stand"
         for step in edge.undos:
             for later in self.graph.behind[step]:
-                standing = self.graph.must_go[later] and self.kind.stands(place.world, later)
+                standing = self._left(place.world, later, steps[later])
                 assert not standing, "undone while something later stands"
         target = self.graph.expand(edge.target)
         return Place(target, place.world, place.replies & target.live)
@@ -456,15 +493,22 @@ class Walk(Generic[W]):
     def _check(self, place: Place[W]) -> None:
         node, world, _ = place
         if node.state.status is Status.COMPLETED:
-            for step in range(len(node.steps)):
-                assert self.kind.stands(world, step), "completed, but an effect is missing"
+            for number, step in enumerate(node.steps):
+                stands = step.phase is Phase.SKIPPED or self.kind.stands(world, number)
+                assert stands, "completed, but an effect is missing"
         if node.state.status is Status.COMPENSATED:
-            for step, must_go in enumerate(self.graph.must_go):
-                assert not (must_go and self.kind.stands(world, step)), "compensated, but not gone"
+            for number, step in enumerate(node.steps):
+                assert not self._left(world, number, step), "compensated, but not gone"
         end = self._calm_end(place)
-        assert end.final or node.stuck or self.kind.hopeless(world, place.replies), (
-            "stuck without a reason"
-        )
+        # What an operator said may be wrong.
+        trusted = any(step.by_hand for step in node.steps)
+        excused = node.stuck or trusted or self.kind.hopeless(world, place.replies)
+        assert end.final or excused, "stuck without a reason"
+
+    def _left(self, world: W, number: int, step: StepState) -> bool:
+        """Whether an effect stands that should not, and of which no operator said otherwise."""
+        must_go = self.graph.must_go[number] and not step.by_hand
+        return must_go and self.kind.stands(world, number)
 
     def _calm_end(self, place: Place[W]) -> Node:
         """The node where the saga ends when from here on nothing goes wrong any more."""
@@ -493,6 +537,8 @@ class Walk(Generic[W]):
             given = [other for other in ANSWERS if replies & bit(current, other)]
             reply = bit(current, answer or given[0])
             return self._along(Place(node, changed, replies), node.replies[reply])
+        if node.resume:
+            return self._along(place, node.resume)
         return self._along(place, node.timers[0]) if node.timers else None
 
     def _way_to(self, place: Place[W]) -> str:

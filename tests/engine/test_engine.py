@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Saga
-from orchestrator.core.events import DeadlineExceeded, Recorded, StepTimedOut
+from orchestrator.core.events import DeadlineExceeded, Recorded, SagaPaused, StepTimedOut
+from orchestrator.core.messages import Pause, Resolve, Resume, RetryNow
 from orchestrator.core.state import Status
 from orchestrator.engine import CONFLICTS_MAX, TRACE_RETRY, Engine, Started
 from orchestrator.ports import Change, Delivery
@@ -24,7 +25,7 @@ from shared.errors import (
     UnknownSaga,
 )
 from shared.messages import CancelRequest, Command, Reply, StartRequest
-from tests.core.builders import T0, rejected, saga, step, succeeded, tags
+from tests.core.builders import T0, failed, rejected, saga, step, succeeded, tags
 
 LINEAR = saga(step("a"), step("b"))
 PARALLEL = saga(step("a", after=()), step("b", after=()), step("c", after=("a", "b")))
@@ -519,3 +520,57 @@ def test_a_success_that_is_not_sampled_has_no_trace_to_export(bench: Bench) -> N
     bench.arrive(of(saga_id, succeeded("a")))
     bench.arrive(of(saga_id, succeeded("b")))
     assert bench.store.load([saga_id])[saga_id].trace_due_at is None
+
+
+# Operators ------------------------------------------------------------------------------------
+
+
+def test_what_an_operator_does_is_a_stored_fact_with_its_reason(bench: Bench) -> None:
+    """Pause holds the next step back, resume sends it."""
+    saga_id = bench.start().row.saga_id
+    bench.sent()
+    paused = bench.engine.operate(saga_id, Pause(reason="stock take", by="ada"))
+    assert paused.events == (SagaPaused(reason="stock take", by="ada"),)
+    bench.arrive(of(saga_id, succeeded("a")))
+    assert bench.sent() == []
+    resumed = bench.engine.operate(saga_id, Resume(reason="done", by="ada"))
+    assert [command.step for command in resumed.commands] == ["b"]
+    assert bench.store.load([saga_id])[saga_id] == resumed.row
+    assert [command.step for command in bench.sent()] == ["b"]
+
+
+def test_a_dry_run_says_what_would_follow_and_stores_nothing(bench: Bench) -> None:
+    """The same events and commands as the real thing."""
+    saga_id = bench.start().row.saga_id
+    bench.arrive(of(saga_id, failed("a")))
+    bench.sent()
+    before = bench.store.load([saga_id])
+    tried = bench.engine.operate(saga_id, RetryNow(reason="now"), dry_run=True)
+    assert bench.store.load([saga_id]) == before
+    assert bench.sent() == []
+    assert tried.dry_run
+    done = bench.engine.operate(saga_id, RetryNow(reason="now"))
+    assert (done.row, done.events, done.commands) == (tried.row, tried.events, tried.commands)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_an_operator_may_not_do_is_refused_with_the_reason(
+    bench: Bench, dry_run: bool
+) -> None:
+    """Dry or not."""
+    saga_id = bench.start().row.saga_id
+    with pytest.raises(NotAllowed, match=r"cannot be resolved\. The saga is running"):
+        bench.engine.operate(saga_id, Resolve(reason="why"), dry_run=dry_run)
+    with pytest.raises(UnknownSaga):
+        bench.engine.operate("nobody", Pause(), dry_run=dry_run)
+    large = RetryNow(step="a", payload={"x": "y" * PAYLOAD_BYTES_MAX})
+    with pytest.raises(PayloadTooLarge, match="edited payload"):
+        bench.engine.operate(saga_id, large, dry_run=dry_run)
+
+
+def test_a_pause_twice_is_fine_and_changes_nothing(bench: Bench) -> None:
+    """The row is the one that it was."""
+    saga_id = bench.start().row.saga_id
+    first = bench.engine.operate(saga_id, Pause(by="ada"))
+    second = bench.engine.operate(saga_id, Pause(by="bob"))
+    assert (second.row, second.events) == (first.row, ())

@@ -8,21 +8,43 @@ import msgspec
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event
-from orchestrator.core.machine import Cancel, Message, Start, Tick
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+    Start,
+    Tick,
+)
 from orchestrator.core.state import SagaState
 from shared.messages import Reply
 
 FOLDER = Path(__file__).parent / "v1"
 SUMS = FOLDER / "SHA256SUMS"
 
-_KINDS: dict[str, type[Message]] = {"start": Start, "reply": Reply, "tick": Tick, "cancel": Cancel}
+_KINDS: dict[str, type[Message]] = {
+    "start": Start,
+    "reply": Reply,
+    "tick": Tick,
+    "cancel": Cancel,
+    "pause": Pause,
+    "resume": Resume,
+    "retry": RetryNow,
+    "skip": Skip,
+    "resolve": Resolve,
+    "compensate": CompensateNow,
+}
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """A message, and the decision that it led to.
 
     Attributes:
-        kind: ``start``, ``reply``, ``tick`` or ``cancel``.
+        kind: The kind of message, for example ``start`` or ``reply``.
         message: Its fields.
         events: What happened.
         sent: Ids of the commands.

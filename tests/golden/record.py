@@ -21,7 +21,19 @@ from orchestrator.core.definition import (
     Step,
 )
 from orchestrator.core.events import Trace
-from orchestrator.core.machine import Cancel, Message, Start, Tick, decide
+from orchestrator.core.machine import decide
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Skip,
+    Start,
+    Tick,
+)
 from orchestrator.core.state import SagaState
 from shared.ids import Direction
 from shared.messages import (
@@ -228,6 +240,77 @@ def scenarios() -> dict[str, tuple[str, tuple[Told, ...]]]:
         "stuck-after-the-pivot": (
             "A step after the pivot gives up; the other one ends.",
             (*to_pivot, done("confirm"), said("ship", for_good), done("mail")),
+        ),
+        "paused-and-resumed": (
+            "Replies are recorded while it is paused, a time-out too; then it goes on.",
+            (
+                Told(Pause(reason="payment is down", by="ada")),
+                Told(Pause(reason="again", by="ada")),
+                done("reserve"),
+                Told(RetryNow(by="ada")),
+                Told(Resume(reason="payment is up", by="ada")),
+                Told(Pause()),
+                DUE,
+                Told(Resume()),
+                done("charge", 2),
+            ),
+        ),
+        "retried-by-hand": (
+            "A step after the pivot gave up; its next attempt gets an edited payload.",
+            (
+                *to_pivot,
+                done("confirm"),
+                said("ship", for_good),
+                Told(RetryNow(step="ship", payload={"city": "Oslo"}, reason="typo", by="ada")),
+                done("ship", 2),
+                said("mail", broken),
+                Told(RetryNow(reason="mail is up", by="ada")),
+                done("mail", 2),
+            ),
+        ),
+        "skipped": (
+            "One step is skipped before its turn, one that gave up, and one undo is not possible.",
+            (
+                done("reserve"),
+                Told(Skip(step="score", output={"score": 1}, reason="known customer", by="ada")),
+                done("charge"),
+                done("confirm"),
+                Told(Skip(step="confirm", by="ada")),
+                said("ship", for_good),
+                Told(Skip(step="ship", reason="picked up", by="ada")),
+                done("mail"),
+            ),
+        ),
+        "skipped-undo": (
+            "A compensation gave up; an operator undid it by hand.",
+            (
+                done("reserve"),
+                said("charge", no),
+                said("reserve", for_good, 1, "compensation"),
+                Told(Skip(step="reserve", reason="put back by hand", by="ada")),
+            ),
+        ),
+        "resolved": (
+            "Stuck after the pivot, and put right by hand: not while a step is in flight.",
+            (
+                *to_pivot,
+                done("confirm"),
+                said("ship", for_good),
+                Told(Resolve(reason="too early", by="ada")),
+                done("mail"),
+                Told(Resolve(reason="called the customer", by="ada")),
+                Told(Resolve()),
+            ),
+        ),
+        "given-up-at-the-pivot": (
+            "Nobody knows whether the pivot happened; an operator vouches that it did not.",
+            (
+                *to_pivot,
+                said("confirm", broken),
+                Told(CompensateNow(reason="the shop says no", by="ada")),
+                undone("charge"),
+                undone("reserve"),
+            ),
         ),
     }
 

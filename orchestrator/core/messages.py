@@ -1,0 +1,91 @@
+"""What arrives at a saga: from a client, a participant, a timer or an operator."""
+
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.events import Trace
+from shared.messages import Reply
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """Begin a saga; the input has been checked."""
+
+    saga_id: str
+    input: dict[str, Any]
+    trace: Trace
+    key: str | None = None
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """A timer of the saga is due."""
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody wants the saga undone."""
+
+    reason: str = ""
+    by: str = ""
+
+
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """Begin nothing new: no step, no attempt, no compensation. What is in flight ends."""
+
+    reason: str = ""
+    by: str = ""
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """Go on after a pause."""
+
+    reason: str = ""
+    by: str = ""
+
+
+class RetryNow(msgspec.Struct, frozen=True, kw_only=True):
+    """Make the next attempt now, or one more where the step has given up.
+
+    Attributes:
+        step: Which; empty for every step of which it can be asked.
+        payload: Keyword arguments instead of those that the definition makes, from now on.
+    """
+
+    step: str = ""
+    payload: dict[str, Any] | None = None
+    reason: str = ""
+    by: str = ""
+
+
+class Skip(msgspec.Struct, frozen=True, kw_only=True):
+    """Go on as if the step, or its compensation, had been done.
+
+    Attributes:
+        output: What later steps see as the step's output.
+    """
+
+    step: str
+    output: Any = None
+    reason: str = ""
+    by: str = ""
+
+
+class Resolve(msgspec.Struct, frozen=True, kw_only=True):
+    """End a stuck saga: somebody has put things right by hand."""
+
+    reason: str = ""
+    by: str = ""
+
+
+class CompensateNow(msgspec.Struct, frozen=True, kw_only=True):
+    """Give up going forward.
+
+    A cancel that may do one thing more: where nobody knows whether the pivot happened, the operator
+    vouches that it did not.
+    """
+
+    reason: str = ""
+    by: str = ""
+
+
+Operator = Pause | Resume | RetryNow | Skip | Resolve | CompensateNow
+Message = Start | Reply | Tick | Cancel | Operator

@@ -1,0 +1,131 @@
+"""A small world for the guide: sagas, their participants and a clock, all in memory.
+
+The participants are plain functions by task name. What a function returns is its output; it may
+raise `Reject`, `Fail` or any other exception, as in a worker.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from orchestrator.catalog import Catalog
+from orchestrator.client import Client
+from orchestrator.core.definition import Saga
+from orchestrator.engine import Engine
+from orchestrator.store.memory import MemoryStore
+from orchestrator.tracing import SagaTracing
+from orchestrator.transport.memory import MemoryBroker, MemoryTransport
+from orchestrator.views import SagaView, StepView
+from shared.messages import Command, Failed, Inbound, Outcome, Rejected, Reply, Undecodable
+from tests.core.builders import T0
+from workers.sdk import Reject
+from workers.sdk.outcome import failure_of, succeeded_with
+
+Task = Callable[..., Any]
+ROUNDS_MAX = 1_000
+
+
+class Shop:
+    """Sagas in memory.
+
+    Args:
+        sagas: What can be started.
+        tasks: Participants by task name; a task that is not here gives no answer.
+
+    Attributes:
+        client: Starts, operates and reads sagas.
+        calls: Names of the tasks that ran, in order.
+        now: The time; `wait` moves it.
+    """
+
+    def __init__(self, *sagas: Saga, tasks: Mapping[str, Task]) -> None:
+        self.now = T0
+        self.calls: list[str] = []
+        self.commands: list[Command] = []
+        self._tasks = tasks
+        self._broker = MemoryBroker()
+        self._transport = MemoryTransport(self._broker)
+        self.engine = Engine(
+            store=MemoryStore(),
+            transport=self._transport,
+            catalog=Catalog(sagas),
+            tracing=SagaTracing(system="memory", clock=lambda: self.now),
+            clock=lambda: self.now,
+        )
+        self.client = Client(self.engine)
+
+    def start(self, name: str, key: str | None = None, **fields: Any) -> str:
+        """Start a saga, and let it get as far as it comes without waiting; returns its id."""
+        saga_id = self.client.start(name, fields, key=key).row.saga_id
+        self.settle()
+        return saga_id
+
+    def send(self, message: Inbound, task_id: str = "") -> None:
+        """Let a message arrive from outside, as a plain Celery message would."""
+        assert not isinstance(message, Undecodable)
+        self._broker.send(message, task_id)
+        self.settle()
+
+    def wait(self, by: timedelta) -> None:
+        """Let time pass, timer by timer."""
+        until = self.now + by
+        for _ in range(ROUNDS_MAX):
+            self.settle()
+            due = [row.wake_at for row in self._rows() if row.wake_at and row.wake_at <= until]
+            if not due:
+                break
+            self.now = max(self.now, min(due))
+            self.engine.tick(100)
+        self.now = until
+        self.settle()
+
+    def view(self, saga_id: str) -> SagaView:
+        """What `saga show` shows."""
+        return self.client.view(saga_id)
+
+    def status(self, saga_id: str) -> str:
+        """Its status."""
+        return self.client.row(saga_id).state.status.value
+
+    def step(self, saga_id: str, name: str) -> StepView:
+        """One step of it, as `saga show` shows it."""
+        return next(one for one in self.view(saga_id).steps if one.name == name)
+
+    def settle(self) -> None:
+        """Participants work and messages arrive, until nothing is under way."""
+        for _ in range(ROUNDS_MAX):
+            for held in self._broker.take_commands():
+                self._broker.settle_command(held)
+                self._run(held.item)
+            deliveries = self._transport.receive(100, 0)
+            if not deliveries:
+                return
+            self.engine.handle(deliveries)
+            self._transport.acknowledge(deliveries)
+        raise AssertionError("it never comes to rest")
+
+    def _run(self, command: Command) -> None:
+        self.commands.append(command)
+        task = self._tasks.get(command.task)
+        if task is None:
+            return
+        self.calls.append(command.task)
+        outcome: Outcome
+        try:
+            outcome = succeeded_with(task(**command.payload))
+        except Reject as rejection:
+            outcome = Rejected(failure=failure_of(rejection))
+        except Exception as error:  # noqa: BLE001 - as in a worker: a failure is a value
+            outcome = Failed(failure=failure_of(error))
+        self._broker.send(
+            Reply(
+                saga_id=command.saga_id,
+                step=command.step,
+                direction=command.direction,
+                attempt=command.attempt,
+                outcome=outcome,
+            )
+        )
+
+    def _rows(self) -> list[Any]:
+        return self.client.list(limit=1_000)  # type: ignore[return-value]
