@@ -23,6 +23,11 @@ def new_saga_id() -> str:
     return str(uuid.UUID(int=value))
 
 
+def new_request_id() -> str:
+    """Id of an HTTP request whose caller gave none: like a saga's, it sorts by time."""
+    return new_saga_id()
+
+
 def saga_id_from(task_id: str) -> str:
     """Saga id for a start that came as a Celery message, so that its duplicate starts nothing new."""
     return str(uuid.uuid5(_NAMESPACE, task_id))

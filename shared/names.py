@@ -37,6 +37,14 @@ SAGA_DEADLINE: Final = "saga_deadline"
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
+# Headers of HTTP, in lower case ----------------------------------------------------------------
+
+HTTP_TRACE_ID: Final = "x-trace-id"
+"""Answered with every response: the trace that it belongs to."""
+
+HTTP_REQUEST_ID: Final = "x-request-id"
+"""Taken from the caller when it is harmless, else made; answered with every response."""
+
 UNDO_ARGUMENT: Final = "undo"
 """Keyword argument of a compensation that carries the action's undo data."""
 

@@ -36,7 +36,12 @@ TASKS_REMEMBERED_MAX: Final = 4096
 _STDOUT: Final = 1
 _HOSTNAME: Final = socket.gethostname()
 _NOTHING: Final[Mapping[str, Any]] = {}
-_BOUND_KEYS: Final = (*names.LOG_SAGA_KEYS, names.LOG_TASK_ID, names.LOG_TASK_NAME)
+_BOUND_KEYS: Final = (
+    *names.LOG_SAGA_KEYS,
+    names.LOG_TASK_ID,
+    names.LOG_TASK_NAME,
+    names.LOG_REQUEST_ID,
+)
 
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("saga_log_context", default=_NOTHING)
 _tasks: OrderedDict[str, Mapping[str, Any]] = OrderedDict()

@@ -47,6 +47,37 @@ MESSAGING_CONVERSATION_ID: Final = "messaging.message.conversation_id"
 OPERATION_SEND: Final = "send"
 OPERATION_PROCESS: Final = "process"
 
+# Attributes of HTTP (semantic conventions, HTTP is stable since 1.23.0) -------------------------
+
+HTTP_REQUEST_METHOD: Final = "http.request.method"
+HTTP_REQUEST_METHOD_ORIGINAL: Final = "http.request.method_original"
+HTTP_REQUEST_HEADER: Final = "http.request.header."
+HTTP_RESPONSE_HEADER: Final = "http.response.header."
+HTTP_RESPONSE_STATUS_CODE: Final = "http.response.status_code"
+HTTP_ROUTE: Final = "http.route"
+URL_PATH: Final = "url.path"
+URL_QUERY: Final = "url.query"
+URL_SCHEME: Final = "url.scheme"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+CLIENT_ADDRESS: Final = "client.address"
+NETWORK_PEER_ADDRESS: Final = "network.peer.address"
+NETWORK_PEER_PORT: Final = "network.peer.port"
+NETWORK_PROTOCOL_NAME: Final = "network.protocol.name"
+NETWORK_PROTOCOL_VERSION: Final = "network.protocol.version"
+USER_AGENT_ORIGINAL: Final = "user_agent.original"
+
+HTTP_REQUEST_ID: Final = "http.request.id"
+"""Ours: the ``x-request-id`` that was answered."""
+WEBSOCKET_CLOSE_CODE: Final = "websocket.close_code"
+"""Ours: the code that the socket was closed with (RFC 6455, section 7.4)."""
+
+METHOD_OTHER: Final = "_OTHER"
+CLIENT_DISCONNECTED: Final = "client_disconnected"
+"""``error.type`` of a request whose client went away before it had the whole answer."""
+RESPONSE_INCOMPLETE: Final = "response_incomplete"
+"""``error.type`` of a request that the application did not answer to the end."""
+
 # Attributes of errors ------------------------------------------------------------------------
 
 ERROR_TYPE: Final = "error.type"
@@ -76,6 +107,7 @@ LOG_PID: Final = "pid"
 LOG_PROCESS: Final = "process"
 LOG_TRACE_ID: Final = "trace_id"
 LOG_SPAN_ID: Final = "span_id"
+LOG_REQUEST_ID: Final = "request_id"
 LOG_SAGA_ID: Final = "saga_id"
 LOG_SAGA_NAME: Final = "saga_name"
 LOG_SAGA_STEP: Final = "saga_step"
@@ -129,6 +161,22 @@ def send_span(queue: str) -> str:
 def process_span(queue: str) -> str:
     """Name of a CONSUMER span."""
     return f"{OPERATION_PROCESS} {queue}"
+
+
+def http_span(method: str, route: str | None = None) -> str:
+    """Name of the SERVER span of a request.
+
+    Args:
+        method: ``http.request.method``; `METHOD_OTHER` is shown as ``HTTP``.
+        route: Path template of the framework, never the path itself; None where it is unknown.
+    """
+    shown = "HTTP" if method == METHOD_OTHER else method
+    return f"{shown} {route}" if route else shown
+
+
+def background_span(method: str, route: str | None = None) -> str:
+    """Name of the span of work that failed after its request was answered."""
+    return f"background {http_span(method, route)}"
 
 
 def messaging_system(broker_url: str) -> str:
