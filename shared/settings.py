@@ -7,7 +7,7 @@ allowed.
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -34,6 +34,11 @@ class Settings(BaseSettings):
         republish_after: Age at which an outbox row counts as left behind by a crash.
         log_dir: Folder of the JSON log files; empty means standard output.
         log_level: Level of the root logger.
+        log_format: Of the lines on standard output: ``json``, or ``console`` for people.
+        log_stdout: Lines go to standard output besides the files in `log_dir`.
+        log_file_bytes_max: Size at which a log file is put aside; 0 for never.
+        log_rotate_every: Time after which it is put aside, too; counted in UTC.
+        log_files_max: Old log files of a service that are kept.
     """
 
     model_config = SettingsConfigDict(env_prefix="SAGA_", env_ignore_empty=True, extra="ignore")
@@ -51,6 +56,11 @@ class Settings(BaseSettings):
     republish_after: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=5)
     log_dir: Path | None = None
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")] = "INFO"
+    log_format: Literal["json", "console"] = "json"
+    log_stdout: bool = False
+    log_file_bytes_max: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    log_rotate_every: Annotated[timedelta, Field(ge=timedelta(seconds=1))] | None = None
+    log_files_max: Annotated[int, Field(ge=0, le=100_000)] = 10
 
     @field_validator("definitions", mode="before")
     @classmethod

@@ -105,7 +105,12 @@ def _log_to_file(service: str) -> None:
     configured = settings()
     folder = log_folders(configured)[0]
     with suppress(OSError):  # a command that has nowhere to write its log still does its work
-        logs.configure(service, level=configured.log_level, log_dir=folder)
+        logs.configure(
+            service,
+            level=configured.log_level,
+            log_dir=folder,
+            rotation=logs.rotation_of(configured),
+        )
         return
     _log_errors_only()
 

@@ -82,7 +82,7 @@ class _WorkerTelemetry:
         if len(queues) == 1:
             self._service = queues[0].strip()
         os.environ[_SERVICE_VARIABLE] = self._service
-        if self._settings().log_dir is None:
+        if self._settings().log_dir is None or self._settings().log_stdout:
             instance.quiet = True  # the banner would stand between the JSON lines
 
     def on_setup_logging(
@@ -99,10 +99,10 @@ class _WorkerTelemetry:
             config = tracing_config(self._service, home=settings.home)
         except ConfigurationError as error:
             raise as_shown(error) from error
-        logs.configure(
+        logs.configure_from(
+            settings,
             config.service_name,
-            level=loglevel if loglevel and _level_was_given() else settings.log_level,
-            log_dir=settings.log_dir,
+            level=loglevel if loglevel and _level_was_given() else None,
             file=Path(logfile) if logfile else None,
         )
         setup.start(self._service, config)

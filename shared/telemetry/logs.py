@@ -4,8 +4,7 @@ Each line carries what it belongs to: the saga, step and attempt that are bound 
 (`saga_context`, `bind`), the ids of the current span or, without one, of the bound trace, and, for
 a line that names a Celery task outside of it, what `remember_task` knows about that task.
 
-A line is one write to a file opened for appending, so all processes of a service share a file, a
-forked child included, and lines never mix.
+All processes of a service share a file, forked children included (`log_file`).
 """
 
 import json as standard_json
@@ -14,10 +13,11 @@ import os
 import socket
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,13 +27,16 @@ from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 from typing_extensions import override
 
+from shared.settings import Settings
 from shared.telemetry import names
+from shared.telemetry.log_file import LogFile, Rotation
 from shared.telemetry.propagation import extract
 
 SUFFIX: Final = ".jsonl"
 TASKS_REMEMBERED_MAX: Final = 4096
 
 _STDOUT: Final = 1
+_ROTATION: Final = Rotation()
 _HOSTNAME: Final = socket.gethostname()
 _NOTHING: Final[Mapping[str, Any]] = {}
 _BOUND_KEYS: Final = (
@@ -54,7 +57,9 @@ def configure(
     log_dir: Path | None = None,
     file: Path | None = None,
     fd: int = _STDOUT,
+    also_fd: bool = False,
     json: bool = True,
+    rotation: Rotation = _ROTATION,
 ) -> None:
     """Send every log line of this process to one place, in place of whatever was set up before.
 
@@ -64,20 +69,29 @@ def configure(
         log_dir: Folder of the file ``<service>.jsonl``; None for the file descriptor `fd`.
         file: A file of another name, in place of the one in `log_dir`.
         fd: Where lines go without a folder and a file; 1 is standard output, 2 standard error.
-        json: False for lines that people read at a terminal.
+        also_fd: Lines go to `fd` besides the file.
+        json: False for lines at `fd` that people read at a terminal; a file is JSON always, so
+            that it can be searched.
+        rotation: When the file is put aside, and how many are kept.
 
     Raises:
         OSError: The folder cannot be written.
     """
     path = file or (log_dir / f"{service}{SUFFIX}" if log_dir is not None else None)
-    handler = _LineHandler(path, fd)
-    handler.setFormatter(_formatter(service, json=json))
+    handlers: list[_LineHandler] = []
+    if path is not None:
+        handlers.append(_FileHandler(LogFile(path, rotation)))
+        handlers[-1].setFormatter(_formatter(service, json=True))
+    if path is None or also_fd:
+        handlers.append(_LineHandler(partial(_write_all, fd)))
+        handlers[-1].setFormatter(_formatter(service, json=json))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         if isinstance(old, _LineHandler):
             old.close()
-    root.addHandler(handler)
+    for handler in handlers:
+        root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -91,6 +105,44 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
+    )
+
+
+def configure_from(
+    settings: Settings,
+    service: str,
+    *,
+    level: str | int | None = None,
+    file: Path | None = None,
+) -> None:
+    """Send the log lines of a process that serves where the settings say.
+
+    Args:
+        settings: Folder, level, format and rotation.
+        service: As for `configure`.
+        level: In place of the one in the settings.
+        file: In place of the one in the settings' folder.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    configure(
+        service,
+        level=settings.log_level if level is None else level,
+        log_dir=settings.log_dir,
+        file=file,
+        also_fd=settings.log_stdout,
+        json=settings.log_format == "json",
+        rotation=rotation_of(settings),
+    )
+
+
+def rotation_of(settings: Settings) -> Rotation:
+    """When the settings want a file put aside."""
+    return Rotation(
+        bytes_max=settings.log_file_bytes_max,
+        every=settings.log_rotate_every,
+        files_max=settings.log_files_max,
     )
 
 
@@ -162,50 +214,39 @@ def forget_task(task_id: str) -> None:
 
 
 class _LineHandler(logging.Handler):
-    """Writes each line with one system call; follows a file that was moved away by logrotate."""
+    """Hands each line over in one piece."""
 
-    def __init__(self, path: Path | None, fd: int) -> None:
+    def __init__(self, write: Callable[[bytes], None]) -> None:
         super().__init__()
-        self._path = path
-        self._fd = fd
-        self._inode = (0, 0)
-        if path is not None:
-            self._open(path)
+        self._write = write
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = memoryview(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
-            if self._path is not None:
-                self._follow(self._path)
-            while line:
-                line = line[os.write(self._fd, line) :]
+            self._write(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
         except RecursionError:
             raise
         except Exception:  # noqa: BLE001 - as in the standard handlers: a line never stops work
             self.handleError(record)
 
+
+class _FileHandler(_LineHandler):
+    """Writes to a file that other processes write to as well."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__(file.write)
+        self._file = file
+
     @override
     def close(self) -> None:
-        if self._path is not None and self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
         super().close()
 
-    def _follow(self, path: Path) -> None:
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._inode:
-            os.close(self._fd)
-            self._open(path)
 
-    def _open(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        found = os.fstat(self._fd)
-        self._inode = (found.st_dev, found.st_ino)
+def _write_all(fd: int, line: bytes) -> None:
+    written = os.write(fd, line)
+    while written < len(line):
+        written += os.write(fd, line[written:])
 
 
 def _formatter(service: str, *, json: bool) -> structlog.stdlib.ProcessorFormatter:

@@ -13,11 +13,16 @@ import structlog
 from opentelemetry import trace
 from typing_extensions import override
 
+from shared.errors import ConfigurationError
+from shared.settings import Settings
+from shared.settings import settings as read_settings
 from shared.telemetry import logs
+from shared.telemetry.log_file import old_files
 from shared.telemetry.logs import saga_context
 from tests.servers.otlp import OtlpReceiver
 from tests.telemetry.conftest import StartTracing
 from tests.telemetry.records import ROOT_ID, TRACE_ID
+from tests.waiting import wait_until
 
 Lines = Callable[[], list[dict[str, object]]]
 
@@ -265,3 +270,48 @@ def test_lines_can_go_to_a_file_descriptor(
     assert "on stderr" in err
     assert "0199-1" in err
     assert not err.startswith("{")
+
+
+def test_lines_can_go_to_a_file_and_to_standard_output(
+    lines: Lines, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For people on the one, and as JSON in the other, so that it can be searched."""
+    settings = Settings(log_dir=tmp_path, log_stdout=True, log_format="console")
+    logs.configure_from(settings, "test-service")
+    log.info("to both", a=1)
+    (line,) = lines()
+    assert ("to both", 1) == (line["event"], line["a"])
+    out, _ = capfd.readouterr()
+    assert "to both" in out
+    assert not out.startswith("{")
+
+
+def test_the_settings_say_when_a_file_is_put_aside(lines: Lines, tmp_path: Path) -> None:
+    """Everything that is logged is in one of the files."""
+    settings = Settings(log_dir=tmp_path, log_file_bytes_max=1000, log_files_max=2)
+    logs.configure_from(settings, "test-service", level="INFO")
+    for number in range(20):
+        log.info("a line", number=number)
+    path = tmp_path / "test-service.jsonl"
+    assert path.stat().st_size <= 1000
+    assert old_files(path)
+    wait_until(lambda: len(old_files(path)) == 2)
+    wait_until(lambda: "log-rotation" not in [one.name for one in threading.enumerate()])
+
+
+@pytest.mark.parametrize(
+    "variable, value, allowed",
+    [
+        ("SAGA_LOG_FORMAT", "xml", "'json' or 'console'"),
+        ("SAGA_LOG_FILE_BYTES_MAX", "-1", "greater than or equal to 0"),
+        ("SAGA_LOG_ROTATE_EVERY", "daily", "duration"),
+        ("SAGA_LOG_FILES_MAX", "many", "integer"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    variable: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its value and what is allowed."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=f"{variable}='{value}'.*{allowed}"):
+        read_settings.__wrapped__()
