@@ -59,7 +59,7 @@ def test_many_processes_rotate_and_no_line_is_lost_or_torn(path: Path) -> None:
     Each line is there once and whole, the lines of a process are in the order in which it wrote
     them, and the files have the size that was asked for.
     """
-    count, families = 2000, 4
+    count, families = 1200, 4
 
     def write(file: LogFile, who: str) -> None:
         for number in range(count):
