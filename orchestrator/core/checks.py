@@ -95,9 +95,18 @@ def _step_type_problems(step: Step) -> list[str]:
     found = _type_problems(step)
     for field, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
         if isinstance(retry, Retry):
-            found += _type_problems(retry, prefix=f"{field}.")
-            if isinstance(retry.backoff, Backoff):
-                found += _type_problems(retry.backoff, prefix=f"{field}.backoff.")
+            found += _retry_type_problems(field, retry)
+    return found
+
+
+def _retry_type_problems(field: str, retry: Retry) -> list[str]:
+    found = _type_problems(retry, prefix=f"{field}.")
+    if isinstance(retry.backoff, Backoff):
+        found += _type_problems(retry.backoff, prefix=f"{field}.backoff.")
+    if isinstance(retry.by_kind, Mapping):
+        for kind, policy in retry.by_kind.items():
+            if isinstance(policy, Retry):
+                found += _retry_type_problems(f"{field}.by_kind[{kind!r}]", policy)
     return found
 
 
@@ -153,21 +162,29 @@ def _step_problems(step: Step) -> list[str]:
         found.append("compensation is empty; name a Celery task or NOTHING_TO_UNDO")
     found += _duration_problems("timeout", step.timeout)
     for field, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
-        if retry.attempts is not None and retry.attempts < 1:
-            found.append(f"{field}.attempts is {retry.attempts}; it must be 1 or more, or None")
-        backoff, where = retry.backoff, f"{field}.backoff"
-        found += _duration_problems(f"{where}.wait_first", backoff.wait_first, zero=True)
-        found += _duration_problems(f"{where}.wait_max", backoff.wait_max, zero=True)
-        if not 1 <= backoff.factor <= FACTOR_MAX:
-            found.append(
-                f"{where}.factor is {backoff.factor}; it must be between 1 and {FACTOR_MAX}"
-            )
+        found += _retry_problems(field, retry)
+        for kind, policy in retry.by_kind.items():
+            found += _retry_problems(f"{field}.by_kind[{kind!r}]", policy)
+            if policy.by_kind:
+                found.append(f"{field}.by_kind[{kind!r}] has a by_kind of its own; leave it out")
     for argument, value in (step.payload or {}).items():
         found += [f"payload {argument!r} {problem}" for problem in _argument_problems(value)]
         if argument == UNDO_ARGUMENT:
             found.append(
                 f"payload {argument!r}: compensations get undo data by that name; choose another"
             )
+    return found
+
+
+def _retry_problems(field: str, retry: Retry) -> list[str]:
+    found = []
+    if retry.attempts is not None and retry.attempts < 1:
+        found.append(f"{field}.attempts is {retry.attempts}; it must be 1 or more, or None")
+    backoff, where = retry.backoff, f"{field}.backoff"
+    found += _duration_problems(f"{where}.wait_first", backoff.wait_first, zero=True)
+    found += _duration_problems(f"{where}.wait_max", backoff.wait_max, zero=True)
+    if not 1 <= backoff.factor <= FACTOR_MAX:
+        found.append(f"{where}.factor is {backoff.factor}; it must be between 1 and {FACTOR_MAX}")
     return found
 
 

@@ -18,6 +18,9 @@ from shared.backoff import Backoff
 from shared.errors import DecodeError, DefinitionError, InputError
 from shared.names import participant_queue
 
+TIMED_OUT: Final = "TimedOut"
+"""Kind of a failure without a reply, in `Retry.by_kind` and `Retry.never_on`."""
+
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """When a failed or timed-out attempt is followed by another.
@@ -26,16 +29,28 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         attempts: Most attempts, the first included; None means without end.
         backoff: The waits in between.
         never_on: Failure kinds that another attempt cannot mend.
+        by_kind: Another policy for an attempt that failed in this way: by failure kind, `TIMED_OUT`
+            for one without a reply. It says whether an attempt follows, of all that were made,
+            and how long to wait for it.
     """
 
     attempts: int | None = 3
     backoff: Backoff = Backoff()
     never_on: tuple[str, ...] = ()
+    by_kind: Mapping[str, "Retry"] = {}
 
     @staticmethod
-    def forever(*, wait_max: timedelta = timedelta(minutes=5)) -> "Retry":
+    def forever(
+        *,
+        wait_max: timedelta = timedelta(minutes=5),
+        by_kind: Mapping[str, "Retry"] | None = None,
+    ) -> "Retry":
         """Without end, the wait growing up to `wait_max`."""
-        return Retry(attempts=None, backoff=Backoff(wait_max=wait_max))
+        return Retry(attempts=None, backoff=Backoff(wait_max=wait_max), by_kind=by_kind or {})
+
+    def after(self, kind: str) -> "Retry":
+        """The policy after an attempt that failed in this way."""
+        return self.by_kind.get(kind, self)
 
 
 class Input(msgspec.Struct, frozen=True, tag="input"):

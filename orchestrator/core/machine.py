@@ -29,7 +29,7 @@ from typing import assert_never
 import msgspec
 
 from orchestrator.core import operators
-from orchestrator.core.definition import Definition, PlannedStep, Retry
+from orchestrator.core.definition import TIMED_OUT, Definition, PlannedStep
 from orchestrator.core.events import (
     CancelRequested,
     CompensationStarted,
@@ -328,15 +328,12 @@ def _retry_at(
     retry = planned.retry if direction == "action" else planned.compensation_retry
     if direction == "action" and turning_back(definition, state) and not unsafe(planned):
         return None
-    if _gives_up(retry, attempt, failure):
+    kind = failure.kind if failure else TIMED_OUT
+    policy = retry.after(kind)
+    hopeless = (failure and not failure.retryable) or kind in {*retry.never_on, *policy.never_on}
+    if hopeless or (policy.attempts is not None and attempt >= policy.attempts):
         return None
-    return now + delay(retry.backoff, attempt, idempotency_key(state.saga_id, name, direction))
-
-
-def _gives_up(retry: Retry, attempt: int, failure: Failure | None) -> bool:
-    if failure and (not failure.retryable or failure.kind in retry.never_on):
-        return True
-    return retry.attempts is not None and attempt >= retry.attempts
+    return now + delay(policy.backoff, attempt, idempotency_key(state.saga_id, name, direction))
 
 
 # What the state asks for ---------------------------------------------------------------------

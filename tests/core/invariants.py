@@ -301,7 +301,8 @@ def _check_undo_dispatched(
 
 
 def _check_allowed(retry: Retry, attempt: int, message: Message) -> None:
-    within = retry.attempts is None or attempt <= retry.attempts
+    limits = [policy.attempts for policy in (retry, *retry.by_kind.values())]
+    within = any(limit is None or attempt <= limit for limit in limits)
     assert within or isinstance(message, RetryNow), "more attempts than allowed"
 
 
@@ -317,8 +318,12 @@ def _check_failed(
         assert step.due_at <= now, "timed out before its time"
     retry = planned.retry if forward else planned.compensation_retry
     failure: Failure | None = event.failure if isinstance(event, StepFailed) else None
+    kind = failure.kind if failure else "TimedOut"
+    never = kind in retry.never_on
+    retry = retry.by_kind.get(kind, retry)
     exhausted = retry.attempts is not None and event.attempt >= retry.attempts
-    hopeless = failure is not None and (not failure.retryable or failure.kind in retry.never_on)
+    never = never or kind in retry.never_on
+    hopeless = never or (failure is not None and not failure.retryable)
     given_up = exhausted or hopeless
     if event.retry_at is not None:
         assert not given_up, "a retry that the policy forbids"

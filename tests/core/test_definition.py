@@ -156,6 +156,14 @@ def test_a_forgotten_comma_is_refused_in_words() -> None:
         ({"after": "reserve"}, "after is 'reserve'; expected `array | null`, got `str`"),
         ({"pivot": 1}, "pivot is 1; expected `bool`, got `int`"),
         ({"retry": Retry(attempts=0)}, "retry.attempts is 0; it must be 1 or more, or None"),
+        (
+            {"retry": Retry(by_kind={"Busy": Retry(attempts=0)})},
+            "retry.by_kind['Busy'].attempts is 0; it must be 1 or more, or None",
+        ),
+        (
+            {"retry": Retry(by_kind={"Busy": Retry(by_kind={"Busy": Retry()})})},
+            "retry.by_kind['Busy'] has a by_kind of its own; leave it out",
+        ),
         ({"retry": HALF}, "retry.attempts is 1.5; expected `int | null`, got `float`"),
         (
             {"retry": Retry(backoff=Backoff(wait_first=SEVEN))},

@@ -4,12 +4,13 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.core.definition import Input, Literal, Output
+from orchestrator.core.definition import TIMED_OUT, Input, Literal, Output
 from orchestrator.core.events import SagaStuck, StepFailed, StepTimedOut
 from orchestrator.core.machine import Cancel, Tick, decide
 from orchestrator.core.state import CauseKind, Phase, Status, evolve, fold
 from shared.backoff import Backoff, delay
 from shared.errors import DefinitionError
+from shared.messages import Failure
 from tests.core.builders import (
     FAILURE,
     FOR_GOOD,
@@ -153,6 +154,26 @@ def test_a_kind_that_the_policy_names_is_never_retried() -> None:
     """`never_on` matches the kind of the failure."""
     run = Run(linear("a", retry=Retry(never_on=(FAILURE.kind,))), failed("a"))
     assert run.phase("a") == "undoing"
+
+
+def test_a_policy_per_kind_decides_whether_and_when_another_attempt_follows() -> None:
+    """The kind of the last failure counts; a time-out is a kind, too."""
+    hourly = Backoff(wait_first=timedelta(hours=1), wait_max=timedelta(hours=1))
+    patient = Retry(attempts=None, backoff=hourly)
+    policy = Retry(attempts=2, by_kind={FAILURE.kind: patient, TIMED_OUT: Retry(attempts=1)})
+    run = Run(linear("a", retry=policy))
+    for attempt in (1, 2, 3):
+        run.tell(failed("a", attempt))
+        assert run.last.wake_at is not None
+        assert run.last.wake_at > run.now + timedelta(minutes=30)
+        run.wait(timedelta(hours=1))
+        run.tell(Tick())
+    other = Failure(kind="Other")
+    assert sent(run.tell(failed("a", 4, failure=other))) == [("a", "compensation", 1)]
+
+    timed_out = Run(linear("a", retry=policy))
+    timed_out.wait(TIMEOUT)
+    assert sent(timed_out.tell(Tick())) == [("a", "compensation", 1)]
 
 
 def test_a_retry_without_end_goes_on() -> None:

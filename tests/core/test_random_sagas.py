@@ -7,6 +7,7 @@ and a coordinator that crashes loses what it has not committed, or not published
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,7 +19,14 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
-from orchestrator.core.definition import NOTHING_TO_UNDO, Definition, NothingToUndo, Retry, Step
+from orchestrator.core.definition import (
+    NOTHING_TO_UNDO,
+    TIMED_OUT,
+    Definition,
+    NothingToUndo,
+    Retry,
+    Step,
+)
 from orchestrator.core.events import Event, StepDispatched
 from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import (
@@ -36,14 +44,24 @@ from orchestrator.core.messages import (
 from orchestrator.core.state import Phase, SagaState, Status, fold
 from shared.backoff import Backoff
 from shared.messages import Command, Reply
-from tests.core.builders import FOR_GOOD, START, T0, failed, rejected, saga, step, succeeded
+from tests.core.builders import (
+    FAILURE,
+    FOR_GOOD,
+    START,
+    T0,
+    failed,
+    rejected,
+    saga,
+    step,
+    succeeded,
+)
 from tests.core.invariants import check_decision, descendants
 from tests.core.participants import Answer, Choice, Effect, with_barrier
 
 CALM_STEPS_MAX = 1_000
 
 _seconds = st.integers(1, 60).map(lambda seconds: timedelta(seconds=seconds))
-_retries = st.builds(
+_policies = st.builds(
     Retry,
     attempts=st.sampled_from((1, 2, 3)),
     backoff=st.builds(
@@ -51,6 +69,11 @@ _retries = st.builds(
         wait_first=st.integers(0, 30).map(lambda seconds: timedelta(seconds=seconds)),
         wait_max=_seconds,
     ),
+)
+_retries = st.builds(
+    lambda policy, by_kind: msgspec.structs.replace(policy, by_kind=by_kind),
+    _policies,
+    st.dictionaries(st.sampled_from((FAILURE.kind, TIMED_OUT)), _policies, max_size=1),
 )
 
 

@@ -3,11 +3,12 @@
 Everything runs in memory: see `shop` for what stands in for workers, broker and clock.
 """
 
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
-from orchestrator.core.definition import Saga, Step
+from orchestrator.core.definition import Retry, Saga, Step
 from tests.guide.shop import Shop
 from workers.sdk import Fail
 
@@ -20,6 +21,38 @@ class Order(msgspec.Struct):
 
 def nothing(**_: Any) -> None:
     """A participant that does what it is asked, without a word."""
+
+
+def test_a_policy_for_each_kind_of_failure() -> None:
+    """A limited rate is waited out for as long as it takes; a time-out is tried once more."""
+    answers = iter(["RateLimited", "RateLimited", "RateLimited", ""])
+
+    def charge(order_id: str) -> dict[str, str]:
+        if kind := next(answers):
+            raise Fail(kind, "later")
+        return {"payment": "pay-1"}
+
+    saga = Saga(
+        name="charge-order",
+        version=1,
+        input=Order,
+        steps=(
+            Step(
+                "charge",
+                "payment.charge",
+                "payment.refund",
+                retry=Retry(
+                    attempts=2,
+                    never_on=("CardStolen",),
+                    by_kind={"RateLimited": Retry.forever(wait_max=timedelta(minutes=1))},
+                ),
+            ),
+        ),
+    )
+    shop = Shop(saga, tasks={"payment.charge": charge})
+    saga_id = shop.start("charge-order", order_id="o-1")
+    shop.wait(timedelta(minutes=5))
+    assert (shop.status(saga_id), shop.step(saga_id, "charge").attempts) == ("completed", 4)
 
 
 def test_operators_put_a_stuck_saga_right() -> None:
