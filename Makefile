@@ -12,7 +12,7 @@ DEV := $(VENV)/.dev-$(FOLDER)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench chaos coverage freeze clean
+.PHONY: help setup demo test check format bench chaos soak coverage freeze clean
 
 help:
 	@echo 'make demo      run one order that succeeds and one that is undone, with their traces and logs'
@@ -20,6 +20,7 @@ help:
 	@echo 'make check     ruff, mypy, import-linter, codespell'
 	@echo 'make bench     sagas a second, latency and CPU beside bare Celery'
 	@echo 'make chaos     kill processes at random under load and count violations'
+	@echo 'make soak      simulate the whole system on many seeds (SEEDS=100000)'
 	@echo 'make coverage  branch coverage of make test'
 	@echo 'make format    let ruff rewrite what it can'
 	@echo 'make setup     only make .venv, with the development tools'
@@ -62,6 +63,11 @@ bench: $(DEV)
 
 chaos: $(DEV)
 	$(BIN)/python -m tests.chaos
+
+SEEDS ?= 20000
+
+soak: $(DEV)
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 coverage: $(DEV)
 	$(BIN)/coverage erase

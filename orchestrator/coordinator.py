@@ -8,7 +8,7 @@ waits with back-off, goes on with the other where it can, and says when it is ba
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -31,6 +31,19 @@ RECONNECT: Final = Backoff(wait_first=timedelta(milliseconds=100), wait_max=time
 log = structlog.get_logger(__name__)
 
 
+class Stop(Protocol):
+    """What ends a coordinator, and any of its waits: a `threading.Event`."""
+
+    def is_set(self) -> bool:
+        """Whether it is to end."""
+
+    def set(self) -> None:
+        """End it."""
+
+    def wait(self, timeout: float) -> object:
+        """Wait so many seconds, or until it is to end."""
+
+
 class Coordinator:
     """Runs an engine until it is told to stop.
 
@@ -38,6 +51,8 @@ class Coordinator:
         engine: What to run. The coordinator is its only user in this process.
         batch_messages_max: Most messages that one transaction takes.
         republish_after: Age at which an outbox row counts as left behind.
+        stopping: Ends it; by default an event of its own.
+        monotonic: Seconds since an arbitrary moment.
     """
 
     def __init__(
@@ -46,21 +61,21 @@ class Coordinator:
         *,
         batch_messages_max: int = 200,
         republish_after: timedelta = timedelta(seconds=5),
+        stopping: Stop | None = None,
+        monotonic: Callable[[], float] = monotonic,
     ) -> None:
         self._engine = engine
         self._batch_messages_max = batch_messages_max
-        self._stopping = threading.Event()
-        self._broker = Dependency("broker", self._stopping)
-        self._store = Dependency("store", self._stopping)
-        self._chores = (
-            _Chore(TIMER_INTERVAL, lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX),
-            _Chore(SETTLE_INTERVAL, engine.settle),
-            _Chore(
-                SWEEP_INTERVAL,
-                lambda: engine.republish(republish_after, SWEEP_MAX) == SWEEP_MAX,
-            ),
-            _Chore(RETRACE_INTERVAL, lambda: engine.retrace(SWEEP_MAX) == SWEEP_MAX),
+        self._stopping = stopping or threading.Event()
+        self._broker = Dependency("broker", self._stopping, monotonic)
+        self._store = Dependency("store", self._stopping, monotonic)
+        chores: tuple[tuple[timedelta, Callable[[], bool | None]], ...] = (
+            (TIMER_INTERVAL, lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX),
+            (SETTLE_INTERVAL, engine.settle),
+            (SWEEP_INTERVAL, lambda: engine.republish(republish_after, SWEEP_MAX) == SWEEP_MAX),
+            (RETRACE_INTERVAL, lambda: engine.retrace(SWEEP_MAX) == SWEEP_MAX),
         )
+        self._chores = tuple(_Chore(interval, work, monotonic) for interval, work in chores)
 
     def run(self) -> None:
         """Work until `stop`; an error other than a broker or store that is away ends it."""
@@ -104,21 +119,27 @@ class Coordinator:
 class _Chore:
     """Something to do now and then; at once again when there was more than it took."""
 
-    def __init__(self, interval: timedelta, work: "Callable[[], bool | None]") -> None:
+    def __init__(
+        self,
+        interval: timedelta,
+        work: Callable[[], bool | None],
+        monotonic: Callable[[], float],
+    ) -> None:
         self._interval_s = interval.total_seconds()
         self._work = work
+        self._monotonic = monotonic
         self._next = monotonic()
 
     def remaining(self) -> float:
-        return max(0.0, self._next - monotonic())
+        return max(0.0, self._next - self._monotonic())
 
     def due(self) -> bool:
-        return monotonic() >= self._next
+        return self._monotonic() >= self._next
 
     def run(self) -> None:
-        self._next = monotonic() + self._interval_s
+        self._next = self._monotonic() + self._interval_s
         if self._work():
-            self._next = monotonic()
+            self._next = self._monotonic()
 
 
 class Dependency:
@@ -127,11 +148,15 @@ class Dependency:
     Args:
         name: ``broker`` or ``store``, for the log.
         stopping: Ends a wait early.
+        monotonic: Seconds since an arbitrary moment.
     """
 
-    def __init__(self, name: str, stopping: threading.Event) -> None:
+    def __init__(
+        self, name: str, stopping: Stop, monotonic: Callable[[], float] = monotonic
+    ) -> None:
         self._name = name
         self._stopping = stopping
+        self._monotonic = monotonic
         self._failures = 0
         self._away_since = 0.0
 
@@ -141,14 +166,14 @@ class Dependency:
             work()
         except UnavailableError as error:
             if not self._failures:
-                self._away_since = monotonic()
+                self._away_since = self._monotonic()
                 log.error("dependency.unavailable", dependency=self._name, error=str(error))  # noqa: TRY400 - expected, and told in one line
             self._failures += 1
             wait = delay(RECONNECT, self._failures, self._name)
             self._stopping.wait(wait.total_seconds())
             return False
         if self._failures:
-            away = round(monotonic() - self._away_since, 1)
+            away = round(self._monotonic() - self._away_since, 1)
             log.warning(
                 "dependency.recovered",
                 dependency=self._name,

@@ -7,9 +7,9 @@ confirmed, the store remembers that they are due.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event, Recorded, SagaStuck, Trace
@@ -20,7 +20,8 @@ from shared.clock import Clock
 from shared.ids import new_span_id, new_trace_id
 from shared.telemetry import names, setup
 from shared.telemetry.propagation import parse_traceparent
-from shared.telemetry.spans import AttributeValue
+from shared.telemetry.setup import ExportedSpan
+from shared.telemetry.spans import AttributeValue, SpanRecord
 
 RETRACE_FOR: Final = timedelta(hours=1)
 """How long after its end a saga's spans are worth another try, when no collector takes them."""
@@ -28,7 +29,20 @@ RETRACE_FOR: Final = timedelta(hours=1)
 SENT_MAX: Final = 20_000
 """Commands whose publishing times are remembered."""
 
-_DONE = frozenset({Status.COMPLETED, Status.RESOLVED})
+
+class Outlet(Protocol):
+    """Where spans go: the telemetry of this process, `shared.telemetry.setup`."""
+
+    def should_sample(self, trace_id: str, parent_sampled: bool | None = None) -> bool:  # noqa: FBT001 - as in `setup`
+        """Decide whether the trace of a new saga is exported."""
+
+    def emit(self, records: Iterable[SpanRecord]) -> None:
+        """Export finished spans; never blocks, never raises."""
+
+    def on_exported(
+        self, callback: Callable[[Sequence[ExportedSpan]], None]
+    ) -> Callable[[], None]:
+        """Say what has arrived; returns a function that ends the subscription."""
 
 
 class SagaTracing:
@@ -37,16 +51,18 @@ class SagaTracing:
     Args:
         system: ``messaging.system`` of the broker, for example ``redis``.
         clock: Tells the time.
+        outlet: Where the spans go.
     """
 
-    def __init__(self, *, system: str, clock: Clock) -> None:
+    def __init__(self, *, system: str, clock: Clock, outlet: Outlet = setup) -> None:
         self._system = system
+        self._outlet = outlet
         self._clock = clock
         self._sent: OrderedDict[str, Sent] = OrderedDict()
         self._awaited: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._exported: set[str] = set()
         self._lock = threading.Lock()
-        self.close = setup.on_exported(self._arrived)
+        self.close = outlet.on_exported(self._arrived)
 
     def begin(self, traceparent: str | None, tracestate: str) -> Trace:
         """Trace context of a new saga: the caller's trace continued, or a new one.
@@ -61,7 +77,7 @@ class SagaTracing:
             trace_id=trace_id,
             root_span_id=new_span_id(),
             parent_span_id=parent.span_id if parent else None,
-            sampled=setup.should_sample(trace_id, parent.sampled if parent else None),
+            sampled=self._outlet.should_sample(trace_id, parent.sampled if parent else None),
             tracestate=tracestate if parent else "",
         )
 
@@ -74,7 +90,7 @@ class SagaTracing:
                 names.SAGA_NAME: state.name,
                 names.SAGA_VERSION: state.version,
             }
-            setup.emit([start_span(state, row.started_at, self._clock(), attributes)])
+            self._outlet.emit([start_span(state, row.started_at, self._clock(), attributes)])
 
     def published(self, commands: Iterable[str], begun_at: datetime, ended_at: datetime) -> None:
         """Remember when commands were published: the times of their ``send`` spans."""
@@ -86,12 +102,14 @@ class SagaTracing:
     def is_milestone(self, state: SagaState, events: Sequence[Event]) -> bool:
         """Whether a saga's spans are to be exported after these events.
 
-        They are when it ended or got stuck. Of those that are not sampled only the ones that
-        failed: every failure has a trace.
+        They are when it ended or got stuck. Of those that are not sampled only the ones in which
+        something went wrong: every failure has a trace, and one that got stuck and completed all
+        the same has the whole of it.
         """
         if not (state.status.final or any(isinstance(event, SagaStuck) for event in events)):
             return False
-        return state.trace.sampled or state.status not in _DONE
+        wrong = state.cause is not None or state.status is not Status.COMPLETED
+        return state.trace.sampled or wrong
 
     def ended(self, definition: Definition, row: SagaRow, history: Sequence[Recorded]) -> None:
         """Export the spans of a saga that ended or got stuck."""
@@ -102,7 +120,7 @@ class SagaTracing:
             while len(self._awaited) > SENT_MAX:
                 self._awaited.popitem(last=False)
         # The root goes last: when it has arrived, so have the others.
-        setup.emit([*spans[1:], spans[0]])
+        self._outlet.emit([*spans[1:], spans[0]])
 
     def take_exported(self) -> Collection[str]:
         """Ids of sagas whose spans have arrived since the last call."""
@@ -114,7 +132,7 @@ class SagaTracing:
         """Whether a saga's spans are not worth another try."""
         return now - row.updated_at > RETRACE_FOR
 
-    def _arrived(self, spans: Sequence[setup.ExportedSpan]) -> None:
+    def _arrived(self, spans: Sequence[ExportedSpan]) -> None:
         with self._lock:
             for span in spans:
                 saga_id = self._awaited.pop((span.trace_id, span.span_id), None)

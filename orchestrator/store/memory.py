@@ -58,7 +58,8 @@ class MemoryStore(Store):
     @override
     def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
         with self._lock:
-            return {id_: _row(self._sagas[id_]) for id_ in set(saga_ids) & self._sagas.keys()}
+            # In the order asked for: the order of a set differs from one process to the next.
+            return {id_: _row(self._sagas[id_]) for id_ in saga_ids if id_ in self._sagas}
 
     @override
     def find_by_key(self, name: str, key: str) -> SagaRow | None:

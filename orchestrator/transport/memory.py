@@ -5,8 +5,9 @@ a thread: time passes when `MemoryBroker.advance` is called.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from heapq import heappop, heappush
 from random import Random
 from typing import Any, Final, Generic, TypeVar
 
@@ -51,6 +52,9 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     delay_max: timedelta = timedelta(seconds=60)
 
 
+_Fires = Callable[[str, float], bool]
+
+
 class Held(msgspec.Struct, Generic[T], frozen=True):
     """A message that somebody took and has not settled."""
 
@@ -61,10 +65,10 @@ class Held(msgspec.Struct, Generic[T], frozen=True):
 class _Queue(Generic[T]):
     """One queue with faults; times are seconds since the broker began."""
 
-    def __init__(self, random: Random, faults: Faults, fired: Counter[str]) -> None:
+    def __init__(self, random: Random, faults: Faults, fires: "_Fires") -> None:
         self.faults = faults
         self._random = random
-        self._fired = fired
+        self._chance_fires = fires
         self._ready: deque[T] = deque()
         self._later: list[tuple[float, int, T]] = []
         self._held: dict[int, T] = {}
@@ -78,7 +82,7 @@ class _Queue(Generic[T]):
             if self._fires("delay"):
                 wait = self._random.uniform(0, self.faults.delay_max.total_seconds())
                 self._number += 1
-                self._later.append((now + wait, self._number, item))
+                heappush(self._later, (now + wait, self._number, item))
             elif self._ready and self._fires("reorder"):
                 self._ready.insert(self._random.randrange(len(self._ready)), item)
             else:
@@ -108,26 +112,26 @@ class _Queue(Generic[T]):
 
     def due(self, now: float) -> None:
         """Deliver what was delayed until now."""
-        self._later.sort(key=lambda entry: entry[:2])
         while self._later and self._later[0][0] <= now:
-            self._ready.append(self._later.pop(0)[2])
+            self._ready.append(heappop(self._later)[2])
 
     def next_due(self) -> float | None:
         """When the next delayed message comes."""
-        return min((at for at, _, _ in self._later), default=None)
+        return self._later[0][0] if self._later else None
 
     @property
     def pending(self) -> int:
         """Messages that are ready, delayed or held."""
         return len(self._ready) + len(self._later) + len(self._held)
 
+    @property
+    def ready(self) -> int:
+        """Messages that can be taken now."""
+        return len(self._ready)
+
     def _fires(self, fault: str) -> bool:
         # Drawn for every message, so that a fault switched off does not shift the others.
-        chance: float = getattr(self.faults, fault)
-        fires = self._random.random() < chance
-        if fires:
-            self._fired[fault] += 1
-        return fires
+        return self._chance_fires(fault, getattr(self.faults, fault))
 
 
 class InboundMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,38 +152,58 @@ class MemoryBroker:
         available: While False, every call of a transport raises `UnavailableError`.
     """
 
-    def __init__(self, random: Random | None = None, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        random: Random | None = None,
+        faults: Faults | None = None,
+        *,
+        fires: Callable[[str, float], bool] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         """Make an empty broker.
 
         Args:
             random: Source of the faults; by default one with a fixed seed.
             faults: What goes wrong, and how often; by default nothing.
+            fires: Asked with the name of a fault and its chance whether it happens now; by
+                default `random` decides.
+            clock: Tells the seconds, if time passes by itself; `advance` does nothing then.
         """
         self.faults_fired: Counter[str] = Counter()
         self.available = True
         self._random = random or Random(0)
         self._faults = faults or Faults()
-        self._seconds = 0.0
+        self._chance_fires = fires or self._by_chance
+        self._advanced = 0.0
+        self._clock = clock or (lambda: self._advanced)
         self._commands: _Queue[Command] = self._queue()
         self._inbound: _Queue[InboundMessage] = self._queue()
 
     @property
     def elapsed(self) -> timedelta:
         """Time since the broker began."""
-        return timedelta(seconds=self._seconds)
+        return timedelta(seconds=self._clock())
 
     def advance(self, by: timedelta) -> None:
         """Let time pass: delayed messages arrive."""
-        self._seconds += by.total_seconds()
-        self._commands.due(self._seconds)
-        self._inbound.due(self._seconds)
+        self._advanced += by.total_seconds()
+        self.deliver_due()
+
+    def deliver_due(self) -> None:
+        """Let the delayed messages arrive whose time has come."""
+        now = self._clock()
+        self._commands.due(now)
+        self._inbound.due(now)
+
+    def next_due(self) -> float | None:
+        """When the next delayed message arrives, in seconds; None when none is under way."""
+        times = (self._commands.next_due(), self._inbound.next_due())
+        return min((at for at in times if at is not None), default=None)
 
     def next_arrival(self) -> timedelta | None:
         """How long until the next delayed message arrives; None when none is under way."""
-        times = [
-            at for at in (self._commands.next_due(), self._inbound.next_due()) if at is not None
-        ]
-        return timedelta(seconds=min(times) - self._seconds) if times else None
+        due = self.next_due()
+        return None if due is None else timedelta(seconds=due - self._clock())
 
     def calm(self) -> None:
         """No faults from now on; messages that are delayed still come late."""
@@ -189,6 +213,16 @@ class MemoryBroker:
     def pending(self) -> int:
         """Messages that are ready, delayed or held, in both directions."""
         return self._commands.pending + self._inbound.pending
+
+    @property
+    def commands_ready(self) -> int:
+        """Commands that can be taken now."""
+        return self._commands.ready
+
+    @property
+    def inbound_ready(self) -> int:
+        """Messages that an orchestrator can take now."""
+        return self._inbound.ready
 
     # The participants' side ------------------------------------------------------------------
 
@@ -200,9 +234,9 @@ class MemoryBroker:
         """The participant has sent its reply."""
         self._commands.settle(held.receipt)
 
-    def participants_died(self) -> None:
-        """What participants hold goes back."""
-        self._commands.give_back(self._commands.held())
+    def participants_died(self, receipts: Iterable[int] | None = None) -> None:
+        """What participants hold goes back: all of them, or those with these receipts."""
+        self._commands.give_back(self._commands.held() if receipts is None else receipts)
 
     def send(self, message: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
         """Send a message to the orchestrators.
@@ -218,7 +252,7 @@ class MemoryBroker:
 
     def send_raw(self, message: InboundMessage) -> None:
         """Send anything to the orchestrators."""
-        self._inbound.put(message, self._seconds)
+        self._inbound.put(message, self._clock())
 
     # The orchestrators' side -----------------------------------------------------------------
 
@@ -228,15 +262,13 @@ class MemoryBroker:
         Raises:
             UnavailableError: The broker is away for this call.
         """
-        refused = self._random.random() < self._faults.refuse
-        if refused:
-            self.faults_fired["refuse"] += 1
+        refused = self._fires("refuse", self._faults.refuse)
         if refused or not self.available:
             raise UnavailableError("The broker in memory cannot be used: it is away.")
 
     def put_command(self, command: Command) -> None:
         """Deliver a command."""
-        self._commands.put(command, self._seconds)
+        self._commands.put(command, self._clock())
 
     def put_some(self, commands: Sequence[Command]) -> None:
         """Deliver the first few of them, as a broker does that dies in the middle."""
@@ -256,7 +288,16 @@ class MemoryBroker:
         self._inbound.give_back(receipts)
 
     def _queue(self) -> _Queue[Any]:
-        return _Queue(self._random, self._faults, self.faults_fired)
+        return _Queue(self._random, self._faults, self._fires)
+
+    def _fires(self, fault: str, chance: float) -> bool:
+        fires = self._chance_fires(fault, chance)
+        if fires:
+            self.faults_fired[fault] += 1
+        return fires
+
+    def _by_chance(self, _fault: str, chance: float) -> bool:
+        return self._random.random() < chance
 
 
 class MemoryTransport:

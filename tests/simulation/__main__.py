@@ -1,0 +1,137 @@
+"""Simulate many seeds and report: ``python -m tests.simulation --seeds 100000``.
+
+``--seed N`` makes one run again and prints all that happened. The exit code is 1 when a rule was
+broken; the seed and the shortest trace are printed then.
+"""
+
+import argparse
+import gc
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple
+
+from tests.simulation.chaos import CHANCES
+from tests.simulation.run import Finding, simulate
+from tests.simulation.shrink import shrink
+
+CHUNK = 100
+SHOWN_MAX = 3
+REPORT_EVERY_S = 20.0
+OBJECTS_UNTIL_COLLECTED = 50_000
+"""A run leaves little behind: with the usual threshold a tenth of the time went into collecting."""
+
+
+class Total(NamedTuple):
+    """What some runs came to."""
+
+    runs: int
+    sagas: int
+    statuses: Counter[str]
+    fired: Counter[str]
+    conflicts: int
+    broken: list[int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2_000, help="how many runs")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="make this run again and show its trace")
+    parser.add_argument("--whole", action="store_true", help="do not shorten the trace")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args(arguments)
+    if given.seed is not None:
+        return _again(given.seed, whole=given.whole)
+    began = time.monotonic()
+    total = Total(0, 0, Counter(), Counter(), 0, [])
+    said = began
+    for part in _totals(given.first, given.seeds, given.processes):
+        total = _sum(total, part)
+        if time.monotonic() - said > REPORT_EVERY_S:
+            said = time.monotonic()
+            rate = total.sagas / (said - began)
+            print(f"{total.runs} runs, {rate:.0f} sagas/s, {len(total.broken)} broken", flush=True)
+    _report(total, time.monotonic() - began, given.processes)
+    for seed in total.broken[:SHOWN_MAX]:
+        print()
+        _again(seed, whole=given.whole)
+    return 1 if total.broken else 0
+
+
+def _totals(first: int, seeds: int, processes: int) -> Iterator[Total]:
+    ends = [*range(first, first + seeds, CHUNK), first + seeds]
+    chunks = [*pairwise(ends)]
+    if processes == 1:
+        yield from map(_some, chunks)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(_some, chunks)
+
+
+def _some(bounds: tuple[int, int]) -> Total:
+    gc.set_threshold(OBJECTS_UNTIL_COLLECTED)
+    total = Total(0, 0, Counter(), Counter(), 0, [])
+    for seed in range(*bounds):
+        total = _sum(total, _one(simulate(seed)))
+    return total
+
+
+def _one(run: Finding) -> Total:
+    statuses = Counter({status.value: count for status, count in run.statuses.items()})
+    fired = Counter(fault.kind for fault in run.fired)
+    return Total(1, run.sagas, statuses, fired, run.conflicts, [run.seed] if run.problems else [])
+
+
+def _sum(one: Total, other: Total) -> Total:
+    one.statuses.update(other.statuses)
+    one.fired.update(other.fired)
+    return Total(
+        one.runs + other.runs,
+        one.sagas + other.sagas,
+        one.statuses,
+        one.fired,
+        one.conflicts + other.conflicts,
+        one.broken + other.broken,
+    )
+
+
+def _report(total: Total, seconds: float, processes: int) -> None:
+    per_second = total.sagas / seconds
+    print(f"runs        {total.runs}")
+    print(f"sagas       {total.sagas}: {_counted(total.statuses)}")
+    print(f"rate        {per_second:.0f} sagas/s in {processes} processes, {seconds:.1f} s")
+    print(f"conflicts   {total.conflicts}")
+    print(f"faults      {sum(total.fired.values())}: {_counted(total.fired)}")
+    never = sorted({*CHANCES} - {*total.fired})
+    if never:
+        print(f"never fired {', '.join(never)}")
+    print(f"violations  {len(total.broken)}")
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def _again(seed: int, *, whole: bool) -> int:
+    """Make a run again and show it, as short as it gets where it broke a rule."""
+    run = simulate(seed, record=True)
+    everything = len(run.fired)
+    if run.problems and not whole:
+        run = shrink(run)
+    print(f"seed {seed}: {run.sagas} sagas, {len(run.fired)} of {everything} faults")
+    for line in run.trace:
+        print(line)
+    for problem in run.problems:
+        print(f"BROKEN: {problem}")
+    print(f"again: python -m tests.simulation --seed {seed}")
+    return 1 if run.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""The processes: orchestrators, clients and participants, each as it is in the product."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from typing_extensions import override
+
+from orchestrator.catalog import Catalog
+from orchestrator.coordinator import Coordinator
+from orchestrator.core.definition import Saga
+from orchestrator.core.events import Trace
+from orchestrator.engine import Engine
+from orchestrator.ports import Delivery
+from orchestrator.tracing import SagaTracing
+from orchestrator.transport.memory import Held
+from shared.errors import NotAllowed, UnavailableError, UnknownSaga
+from shared.ids import derived_span_id
+from shared.messages import (
+    CancelRequest,
+    Command,
+    Failed,
+    Failure,
+    Outcome,
+    Rejected,
+    Reply,
+    StartRequest,
+    Succeeded,
+)
+from tests.simulation.definitions import example_input
+from tests.simulation.plan import Cancel, Start
+from tests.simulation.world import (
+    LATENCY_S,
+    REDELIVERY_MAX_S,
+    REPUBLISH_AFTER,
+    RESTART_MAX_S,
+    Process,
+    SimulatedOutlet,
+    SimulatedTransport,
+    World,
+)
+
+SLOTS: Final = 3
+SLOW_MAX_S: Final = 5.0
+TRIES: Final = 4
+BATCH_MAX: Final = 20
+
+_REFUSAL: Final = Failure(kind="Refused", message="no", retryable=False)
+_BROKEN: Final = Failure(kind="Broken", message="no route to host")
+_FOR_GOOD: Final = Failure(kind="Never", message="a bug", retryable=False)
+
+
+class SimulatedTracing(SagaTracing):
+    """The real tracing, its random ids derived."""
+
+    @override
+    def begin(self, traceparent: str | None, tracestate: str) -> Trace:
+        trace = super().begin(traceparent, tracestate)
+        return msgspec.structs.replace(trace, root_span_id=derived_span_id(trace.trace_id, "root"))
+
+
+class SimulatedEngine(Engine):
+    """The real engine; it notes what it has handled."""
+
+    transport: SimulatedTransport
+
+    @override
+    def handle(self, deliveries: Sequence[Delivery]) -> None:
+        super().handle(deliveries)
+        self.transport.handled.update(each.receipt for each in deliveries)
+
+
+class Forever:
+    """Ends nothing; a wait takes its time in the world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def is_set(self) -> bool:
+        """Whether it is to end."""
+        return False
+
+    def set(self) -> None:
+        """Nobody does."""
+
+    def wait(self, timeout: float) -> bool:
+        """Let the others run."""
+        self._world.scheduler.sleep(timeout)
+        return False
+
+
+class Plants(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is made of; a test that plants a bug puts its own in place."""
+
+    engine: type[SimulatedEngine] = SimulatedEngine
+    coordinator: type[Coordinator] = Coordinator
+    tracing: type[SimulatedTracing] = SimulatedTracing
+
+
+class EngineProcess(Process):
+    """A process that has an engine."""
+
+    def __init__(self, world: World, name: str, sagas: Sequence[Saga], plants: Plants) -> None:
+        super().__init__(world, name)
+        self._sagas = sagas
+        self._plants = plants
+        self._transport: SimulatedTransport | None = None
+        self._engine: SimulatedEngine | None = None
+
+    def make_engine(self) -> SimulatedEngine:
+        """A new engine, that knows nothing but what is stored."""
+        self._transport = SimulatedTransport(self)
+        outlet = SimulatedOutlet(self)
+        tracing = self._plants.tracing(system="memory", clock=self.clock, outlet=outlet)
+        self._engine = self._plants.engine(
+            store=self.world.store,
+            transport=self._transport,
+            catalog=Catalog(self._sagas),
+            tracing=tracing,
+            clock=self.clock,
+        )
+        return self._engine
+
+    @override
+    def lost(self) -> None:
+        world, random = self.world, self.world.random
+        if self._transport is not None:
+            held = self._transport.held
+            world.waiting.pop(self._transport, None)
+            world.scheduler.later(
+                random.uniform(0, REDELIVERY_MAX_S), lambda: world.broker.give_back(held)
+            )
+        self._engine = self._transport = None
+        world.scheduler.later(random.uniform(0, RESTART_MAX_S), self.start)
+
+    @override
+    def has_chores(self) -> bool:
+        engine = self._engine
+        return engine is not None and bool(engine._published or engine._tracing._exported)
+
+    def start(self) -> None:
+        """Begin to run, for the first time or again."""
+        raise NotImplementedError
+
+
+class Orchestrator(EngineProcess):
+    """`celery -A orchestrator worker`, with a supervisor that starts it again."""
+
+    @override
+    def start(self) -> None:
+        self.spawn(self.name, self._run)
+
+    def _run(self) -> None:
+        try:
+            engine = self.make_engine()
+            engine.catalog.keep(engine.store, self.clock())
+            self._plants.coordinator(
+                engine,
+                batch_messages_max=BATCH_MAX,
+                republish_after=REPUBLISH_AFTER,
+                stopping=Forever(self.world),
+                monotonic=self.monotonic,
+            ).run()
+        except UnavailableError as error:
+            self.world.note(f"ends: {error}")
+            self.crash()
+
+
+class Client(EngineProcess):
+    """A program that starts and cancels sagas.
+
+    Attributes:
+        started: Numbers of the starts that were durable when the call returned.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        sagas: Sequence[Saga],
+        plants: Plants,
+        work: Sequence[Start | Cancel],
+    ) -> None:
+        super().__init__(world, name, sagas, plants)
+        self._left = [*work]
+        self._tries = 0
+        self.started: dict[int, str] = {}
+        self.done = not work
+
+    @override
+    def start(self) -> None:
+        if not self.done:
+            self.spawn(self.name, self._run)
+
+    def _run(self) -> None:
+        engine = self.make_engine()
+        while self._left:
+            item = self._left[0]
+            if item.at > self.world.scheduler.now:
+                self.world.scheduler.sleep(item.at - self.world.scheduler.now)
+            # Taken before it is done: who starts a program again does not start its sagas again.
+            self._left.pop(0)
+            if isinstance(item, Start):
+                self._start(engine, item)
+            else:
+                self._cancel(engine, item)
+        self.done = True
+
+    def _start(self, engine: SimulatedEngine, start: Start) -> None:
+        for _ in range(TRIES if start.key else 1):
+            self._tries += 1
+            asked = request(start, f"{self.name}-{self._tries}")
+            try:
+                (started,) = engine.start([asked])
+            except UnavailableError:
+                self.world.scheduler.sleep(0.5)
+            else:
+                self.started[start.number] = started.row.saga_id
+                self._settle(engine)
+                return
+
+    def _cancel(self, engine: SimulatedEngine, cancel: Cancel) -> None:
+        saga_id = self.started.get(cancel.number, f"saga-{cancel.number}")
+        try:
+            engine.cancel(saga_id, reason="changed my mind", by=self.name)
+            self._settle(engine)
+        except (NotAllowed, UnknownSaga, UnavailableError) as error:
+            self.world.note(f"cannot cancel: {type(error).__name__}")
+
+    def _settle(self, engine: SimulatedEngine) -> None:
+        try:
+            engine.settle()
+        except UnavailableError:
+            self.world.note("cannot settle")
+
+
+def request(start: Start, who: str = "message") -> StartRequest:
+    """A start as a message, its ids derived."""
+    saga_id = f"saga-{start.number}" if who == "message" else f"saga-{start.number}-{who}"
+    trace_id = derived_span_id(saga_id, "trace") * 2
+    flags = "01" if start.sampled else "00"
+    return StartRequest(
+        name=start.saga.name,
+        input=example_input(start.saga),
+        key=start.key,
+        saga_id=saga_id,
+        traceparent=f"00-{trace_id}-{derived_span_id(saga_id, 'caller')}-{flags}",
+    )
+
+
+class Participant(Process):
+    """A worker with the barrier; several attempts run at once."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self._held: set[int] = set()
+        self._number = 0
+        self.up = True
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take a command."""
+        return self.up and len(self._held) < SLOTS
+
+    def take(self, held: Held[Command]) -> None:
+        """Run an attempt."""
+        self._number += 1
+        self._held.add(held.receipt)
+        latency = self.world.random.uniform(0, LATENCY_S)
+        self.spawn(f"{self.name}/{self._number}", lambda: self._execute(held), latency)
+
+    @override
+    def lost(self) -> None:
+        world, held = self.world, frozenset(self._held)
+        self._held.clear()
+        self.up = False
+        world.scheduler.later(
+            world.random.uniform(0, REDELIVERY_MAX_S),
+            lambda: world.broker.participants_died(held),
+        )
+        world.scheduler.later(world.random.uniform(0, RESTART_MAX_S), self._restart)
+
+    def _restart(self) -> None:
+        self.up = True
+
+    def _execute(self, held: Held[Command]) -> None:
+        world, command = self.world, held.item
+        world.io("begin a transaction")
+        outcome = world.database.run(command, self._work)
+        world.io("reply")
+        reply = Reply(
+            saga_id=command.saga_id,
+            step=command.step,
+            direction=command.direction,
+            attempt=command.attempt,
+            outcome=outcome,
+        )
+        if world.record:
+            world.note(f"replies {type(outcome).__name__} to {command.id}")
+        world.send(reply)
+        world.io("acknowledge a command")
+        world.broker.settle_command(held)
+        self._held.discard(held.receipt)
+
+    def _work(self, command: Command, undo: Any) -> Outcome:
+        world, chaos = self.world, self.world.chaos
+        world.io(command.task)
+        force = chaos.draw("slow")
+        if force is not None:
+            world.note(f"{command.id} takes {force * SLOW_MAX_S:.1f} s")
+            world.scheduler.sleep(force * SLOW_MAX_S)
+        if command.direction == "action" and chaos.strikes("reject"):
+            return Rejected(failure=_REFUSAL)
+        if chaos.strikes("fail"):
+            return Failed(failure=_BROKEN)
+        if chaos.strikes("fail for good"):
+            return Failed(failure=_FOR_GOOD)
+        world.io("commit the step")
+        if command.direction == "compensation":
+            return Succeeded()
+        token = command.id
+        return Succeeded(output={"done": token}, undo=token)
+
+
+def cancel_request(cancel: Cancel) -> CancelRequest:
+    """A cancel as a message."""
+    return CancelRequest(saga_id=f"saga-{cancel.number}", reason="changed my mind", by="somebody")

@@ -1,0 +1,88 @@
+"""What is simulated: random definitions in random graphs, and the example of the product."""
+
+from datetime import timedelta
+from functools import cache
+from random import Random
+from typing import Any, Final
+
+from orchestrator.core.definition import NOTHING_TO_UNDO, Output, Retry, Saga, Step
+from orchestrator.sagas import PLACE_ORDER
+from shared.backoff import Backoff
+from tests.core.builders import Order
+
+KINDS: Final = 400
+"""Different random definitions; a seed chooses among them, since making one is slow."""
+
+
+def choose(random: Random) -> Saga:
+    """A definition: one time in five the example, else a random one."""
+    return PLACE_ORDER if random.random() < 0.2 else random_saga(random.randrange(KINDS))
+
+
+def example_input(saga: Saga) -> dict[str, Any]:
+    """Input for a definition."""
+    return {"order_id": "o-1"}
+
+
+@cache
+def random_saga(number: int) -> Saga:
+    """One to six steps; every step is before or after the pivot, if there is one."""
+    random = Random(f"definition:{number}")
+    size = random.choice((1, 2, 2, 3, 3, 3, 4, 4, 5, 6))
+    pivot = random.randrange(size) if random.random() < 0.5 else None
+    linear = random.random() < 0.3
+    steps: list[Step] = []
+    for index in range(size):
+        beyond = pivot is not None and index > pivot
+        pool = [
+            f"s{other}" for other in range(pivot if pivot is not None and beyond else 0, index)
+        ]
+        after = _after(random, pool, index, pivot, linear=linear)
+        undos: list[Any] = [f"service.undo-s{index}"] * 4 + [NOTHING_TO_UNDO]
+        if beyond or index == pivot:
+            undos += [None, None]
+        payload = {"order_id": "o-1"} if not after else {"earlier": Output(after[0], "done")}
+        steps.append(
+            Step(
+                f"s{index}",
+                f"service.s{index}",
+                random.choice(undos),
+                after=after,
+                pivot=index == pivot,
+                retry=_retry(random, beyond=beyond),
+                compensation_retry=_retry(random, beyond=random.random() < 0.7),
+                timeout=timedelta(seconds=random.choice((0.5, 1, 2, 4))),
+                payload=payload if random.random() < 0.5 else None,
+            )
+        )
+    random.shuffle(steps)
+    deadline = random.choice((None, None, 2, 5, 15))
+    return Saga(
+        name=f"random-{number}",
+        version=1,
+        input=Order,
+        steps=tuple(steps),
+        deadline=None if deadline is None else timedelta(seconds=deadline),
+    )
+
+
+def _after(
+    random: Random, pool: list[str], index: int, pivot: int | None, *, linear: bool
+) -> tuple[str, ...]:
+    if linear:
+        return (pool[-1],) if pool else ()
+    if index == pivot:
+        return tuple(pool)
+    after = tuple(name for name in pool if random.random() < 0.4)
+    beyond = pivot is not None and index > pivot
+    return after or ((f"s{pivot}",) if beyond else ())
+
+
+def _retry(random: Random, *, beyond: bool) -> Retry:
+    backoff = Backoff(
+        wait_first=timedelta(seconds=random.choice((0.0, 0.1, 0.5))),
+        wait_max=timedelta(seconds=random.choice((0.5, 2.0))),
+    )
+    attempts = random.choice((None, None, 3, 6)) if beyond else random.choice((1, 2, 3))
+    never_on = ("Broken",) if random.random() < 0.1 else ()
+    return Retry(attempts=attempts, backoff=backoff, never_on=never_on)

@@ -1,0 +1,132 @@
+"""What must hold of a run, looked at from outside: from the store, the world and the spans."""
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.core.definition import Definition, NothingToUndo
+from orchestrator.core.events import (
+    CompensationStarted,
+    Recorded,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStuck,
+    StepDispatched,
+    StepFailed,
+    StepRejected,
+    StepSucceeded,
+    StepTimedOut,
+)
+from orchestrator.core.state import Phase, Status, fold
+from orchestrator.ports import SagaRow
+from shared.telemetry.names import saga_span
+from tests.core.invariants import check_rest, descendants
+from tests.simulation.world import World
+
+
+def broken_rules(world: World, definitions: dict[tuple[str, int], Definition]) -> Iterator[str]:
+    """Every rule that does not hold at the end of a run."""
+    yield from world.problems
+    yield from world.database.ledger.problems
+    for saga_id, (row, history) in world.store.everything().items():
+        definition = definitions[row.state.name, row.state.version]
+        for problem in _of_one(world, definition, row, history):
+            yield f"{saga_id}: {problem}"
+    for letter in world.store.dead_letters(1000):
+        if letter.task == "saga.reply":
+            yield f"a reply in the dead letters: {letter.reason}"
+    keys = [(row.name, row.key) for row in world.store.list_sagas(limit=1000) if row.key]
+    if len(keys) != len(set(keys)):
+        yield f"two sagas with one key: {keys}"
+
+
+def _of_one(
+    world: World, definition: Definition, row: SagaRow, history: Sequence[Recorded]
+) -> Iterator[str]:
+    state, events = row.state, [one.event for one in history]
+    if fold(events) != state:
+        yield "the row is not the fold of its history"
+    if [one.sequence for one in history] != list(range(1, row.sequence + 1)):
+        yield "the history has a gap"
+    if not (state.status.final or state.status is Status.STUCK):
+        yield f"it neither ends nor is stuck: {state.status}"
+    ends = [index for index, event in enumerate(events) if isinstance(event, _ENDS)]
+    if ends and ends[0] != len(events) - 1:
+        yield f"something happens after the end: {events[ends[0] + 1 :]}"
+    try:
+        check_rest(definition, state, row.wake_at)
+    except AssertionError as error:
+        yield f"at rest: {error}"
+    yield from _stuck_problems(state.status, history)
+    yield from _pivot_problems(definition, history)
+    yield from _effect_problems(world, definition, row)
+    yield from _span_problems(world, row)
+
+
+_ENDS = (SagaCompleted, SagaCompensated)
+
+
+def _stuck_problems(status: Status, history: Sequence[Recorded]) -> Iterator[str]:
+    """Stuck needs a reason: an attempt of that step, in that direction, that was the last one."""
+    events = [one.event for one in history]
+    for event in events if status is Status.STUCK else ():
+        if isinstance(event, SagaStuck) and not any(
+            isinstance(other, StepRejected | StepFailed | StepTimedOut)
+            and other.step == event.step
+            and getattr(other, "retry_at", None) is None
+            for other in events
+        ):
+            yield f"stuck without a reason at {event.step}"
+
+
+def _pivot_problems(definition: Definition, history: Sequence[Recorded]) -> Iterator[str]:
+    passed = backward = False
+    for recorded in history:
+        match recorded.event:
+            case StepSucceeded(step=step, direction="action") if not backward:
+                passed = passed or definition.by_name[step].pivot
+            case CompensationStarted():
+                backward = True
+                if passed:
+                    yield "it turns back after the pivot"
+            case StepDispatched(direction="compensation") if not backward or passed:
+                yield "a compensation after the pivot, or without a reason"
+            case _:
+                pass
+
+
+def _effect_problems(world: World, definition: Definition, row: SagaRow) -> Iterator[str]:
+    state, ledger = row.state, world.database.ledger
+    for planned in definition.steps:
+        name, phase = planned.name, state.step(planned.name).phase
+        done, undone = (ledger.count(row.saga_id, name, what) for what in ("do", "undo"))
+        if done > 1 or undone > 1:
+            yield f"{name} happened {done} times and was undone {undone} times"
+        if phase is Phase.SUCCEEDED and (done, undone) != (1, 0):
+            yield f"{name} counts as done; it was done {done} and undone {undone} times"
+        if state.status is Status.COMPLETED and phase is not Phase.SUCCEEDED:
+            yield f"completed, but {name} is {phase}"
+        gone = not isinstance(planned.compensation, NothingToUndo)
+        if state.status is Status.COMPENSATED and gone and done != undone:
+            yield f"compensated, but {name} was done {done} and undone {undone} times"
+        known = bool(state.step(name).success) or state.status.final or phase is Phase.UNDONE
+        if (row.saga_id, name) in world.successes and not known:
+            yield f"{name} said that it succeeded, and nobody wrote it down"
+    order = ledger.undone(row.saga_id)
+    for position, name in enumerate(order):
+        if descendants(definition, name) & {*order[position + 1 :]}:
+            yield f"undone in the wrong order: {order}"
+
+
+def _span_problems(world: World, row: SagaRow) -> Iterator[str]:
+    state = row.state
+    spans = world.spans.get(state.trace.trace_id, {})
+    roots = [span for span in spans.values() if span.name == saga_span(state.name)]
+    wrong = state.cause is not None or state.status is not Status.COMPLETED
+    wanted = int(state.trace.sampled or wrong)
+    if len(roots) != wanted:
+        yield f"{len(roots)} root spans instead of {wanted}"
+    if any(root.span_id != state.trace.root_span_id for root in roots):
+        yield "a root span with another id than the one that was reserved"
+    known = {*spans, state.trace.parent_span_id}
+    lost = [span.name for span in spans.values() if span.parent_span_id not in known]
+    if lost and roots:
+        yield f"spans without a parent: {lost}"

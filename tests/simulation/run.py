@@ -1,0 +1,217 @@
+"""One run: one seed, one world, until everything has ended."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+from unittest.mock import patch
+
+from orchestrator import coordinator, engine, journal
+from orchestrator.core.state import Status
+from shared.messages import Reply
+from tests.simulation.actors import (
+    Client,
+    Orchestrator,
+    Participant,
+    Plants,
+    cancel_request,
+    request,
+)
+from tests.simulation.chaos import Chaos, Fault
+from tests.simulation.plan import Cancel, Plan, Start, make_plan
+from tests.simulation.rules import broken_rules
+from tests.simulation.scheduler import Endless
+from tests.simulation.world import LATENCY_S, World
+
+STALE_MAX: Final = 12
+"""Old messages that come once more when all is over."""
+
+
+class Finding(NamedTuple):
+    """How a run went.
+
+    Attributes:
+        plan: What people did.
+        fired: What went wrong.
+        problems: The rules that were broken; empty when all is well.
+        statuses: How the sagas ended.
+        trace: What happened, where that was recorded.
+    """
+
+    seed: int
+    plan: Plan
+    sagas: int
+    statuses: Counter[Status]
+    fired: list[Fault]
+    problems: list[str]
+    conflicts: int
+    trace: list[str]
+
+
+class Run:
+    """A run that can be made again with a part of its faults, or of its plan.
+
+    Args:
+        seed: Decides everything that `only` and `plan` leave open.
+        only: The faults that fire.
+        plan: What people do.
+        plants: Bugs, for tests of the simulation itself.
+        record: Whether to keep the trace.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        only: frozenset[Fault] | None = None,
+        plan: Plan | None = None,
+        plants: Plants | None = None,
+        record: bool = False,
+    ) -> None:
+        plants = plants or Plants()
+        chaos = Chaos(seed, only)
+        planned = make_plan(seed, chaos)
+        self.seed = seed
+        self.plan = plan or planned
+        self.world = World(seed, chaos, record=record)
+        self._sagas = tuple({id(start.saga): start.saga for start in self.plan.starts}.values())
+        self._orchestrators = [
+            Orchestrator(self.world, f"orchestrator-{n}", self._sagas, plants) for n in (1, 2)
+        ]
+        self._participants = [Participant(self.world, f"participant-{n}") for n in (1, 2)]
+        work: list[Start | Cancel] = [*self.plan.starts, *self.plan.cancels]
+        work.sort(key=lambda item: item.at)
+        self._clients = [
+            Client(self.world, by, self._sagas, plants, [one for one in work if one.by == by])
+            for by in ("client-1", "client-2")
+        ]
+        self._by_message = [one for one in work if one.by == "message"]
+        self._messages_left = len(self._by_message)
+
+    def go(self) -> Finding:
+        """Run it to its end."""
+        problems: list[str] = []
+        world = self.world
+        try:
+            for process in (*self._orchestrators, *self._clients):
+                process.start()
+            for item in self._by_message:
+                world.scheduler.later(item.at, lambda item=item: self._send(item))  # type: ignore[misc]  # a default binds it
+            world.scheduler.later(self.plan.calm_after, self._calm)
+            self._go_on()
+            self._stale()
+            self._go_on()
+        except Endless as endless:
+            problems.append(str(endless))
+        except Exception as error:  # noqa: BLE001 - whatever the product raises is a finding
+            problems.append(f"{type(error).__name__}: {error}")
+        finally:
+            world.scheduler.close()
+        definitions = {(one.name, one.version): one.definition for one in self._sagas}
+        problems += broken_rules(world, definitions)
+        for client in self._clients:
+            known = {one.saga_id for one in world.store.list_sagas(limit=1000)}
+            problems += [
+                f"{saga_id} was durable, and is gone"
+                for saga_id in client.started.values()
+                if saga_id not in known
+            ]
+        statuses = world.store.count_by_status()
+        return Finding(
+            self.seed,
+            self.plan,
+            sum(statuses.values()),
+            Counter(statuses),
+            world.chaos.fired,
+            problems,
+            world.store.conflicts,
+            world.trace,
+        )
+
+    def _go_on(self) -> None:
+        """Until nothing is left to do."""
+        scheduler, broker = self.world.scheduler, self.world.broker
+        while not self._over():
+            self._hand_out()
+            at = scheduler.next_at()
+            due = broker.next_due()
+            if due is not None and (at is None or due <= at):
+                scheduler.now = max(scheduler.now, due)
+                broker.deliver_due()
+            elif at is None:
+                raise Endless("nothing will ever happen again, and not all has ended")
+            else:
+                scheduler.step()
+
+    def _over(self) -> bool:
+        world = self.world
+        return (
+            not world.store.moving
+            and not self._messages_left
+            and not world.broker.pending
+            and all(client.done for client in self._clients)
+            and world.store.next_due() == float("inf")
+        )
+
+    def _hand_out(self) -> None:
+        """Messages go to whoever waits for one."""
+        world = self.world
+        if world.broker.inbound_ready and world.waiting:
+            chosen = world.random.choice([*world.waiting])
+            actor = world.waiting.pop(chosen)
+            world.scheduler.wake(actor, world.random.uniform(0, LATENCY_S))
+        while world.broker.commands_ready:
+            free = [one for one in self._participants if one.free]
+            if not free:
+                return
+            (held,) = world.broker.take_commands(1)
+            world.random.choice(free).take(held)
+
+    def _send(self, item: Start | Cancel) -> None:
+        self._messages_left -= 1
+        if isinstance(item, Start):
+            self.world.send(request(item), task_id=f"start-{item.number}")
+        else:
+            self.world.send(cancel_request(item), task_id=f"cancel-{item.number}")
+
+    def _calm(self) -> None:
+        """From here on nothing goes wrong any more."""
+        self.world.note("--- calm ---")
+        self.world.chaos.calm = True
+        for process in (*self._orchestrators, *self._clients, *self._participants):
+            process.offset_s = 0.0
+
+    def _stale(self) -> None:
+        """Old messages come once more, when all is over."""
+        world = self.world
+        for message in world.random.sample(world.sent, min(STALE_MAX, len(world.sent))):
+            if isinstance(message, Reply):
+                world.broker.send(message)
+            else:
+                world.broker.put_command(message)
+
+
+class _Silent:
+    """A log that nobody reads."""
+
+    def _say(self, event: str, **fields: Any) -> None:
+        pass
+
+    debug = info = warning = error = _say
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """The product writes its log lines to nowhere: they are made, but not rendered."""
+    with (
+        patch.object(journal, "log", _Silent()),
+        patch.object(engine, "log", _Silent()),
+        patch.object(coordinator, "log", _Silent()),
+    ):
+        yield
+
+
+def simulate(seed: int, **options: Any) -> Finding:
+    """Make one run; see `Run`."""
+    with silence():
+        return Run(seed, **options).go()

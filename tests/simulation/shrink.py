@@ -1,0 +1,70 @@
+"""The shortest way to a finding: the same run with fewer sagas, and with fewer faults."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from tests.simulation.actors import Plants
+from tests.simulation.chaos import Fault
+from tests.simulation.plan import Plan
+from tests.simulation.run import Finding, simulate
+
+RUNS_MAX: Final = 600
+
+T = TypeVar("T")
+
+
+def shrink(found: Finding, plants: Plants | None = None) -> Finding:
+    """Look for a smaller run that breaks a rule, too.
+
+    Args:
+        found: Of a run that broke one.
+        plants: What that run was made of.
+
+    Returns:
+        The smallest run that was found, with its trace.
+    """
+    tries = RUNS_MAX
+
+    def fails(plan: Plan, faults: Sequence[Fault]) -> bool:
+        nonlocal tries
+        tries -= 1
+        if tries < 0:
+            return False
+        run = simulate(found.seed, only=frozenset(faults), plan=plan, plants=plants)
+        return bool(run.problems)
+
+    plan = found.plan
+    faults: Sequence[Fault] = found.fired
+    numbers = _fewer(
+        sorted({start.number for start in plan.starts}),
+        lambda kept: fails(_only(plan, kept), faults),
+    )
+    plan = _only(plan, numbers)
+    cancels = _fewer(plan.cancels, lambda kept: fails(plan._replace(cancels=tuple(kept)), faults))
+    plan = plan._replace(cancels=tuple(cancels))
+    faults = _fewer(faults, lambda kept: fails(plan, kept))
+    return simulate(found.seed, only=frozenset(faults), plan=plan, plants=plants, record=True)
+
+
+def _only(plan: Plan, numbers: Sequence[int]) -> Plan:
+    return plan._replace(
+        starts=tuple(one for one in plan.starts if one.number in numbers),
+        cancels=tuple(one for one in plan.cancels if one.number in numbers),
+    )
+
+
+def _fewer(items: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+    """A part of the items that still fails; of which no chunk, in the end no one, can be left out."""
+    size = max(1, len(items) // 2)
+    while items:
+        position = 0
+        while position < len(items):
+            rest = [*items[:position], *items[position + size :]]
+            if fails(rest):
+                items = rest
+            else:
+                position += size
+        if size == 1:
+            break
+        size = max(1, size // 2)
+    return items

@@ -1,0 +1,425 @@
+"""What all actors share: the clock, the network, the databases, and what goes wrong at each call."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any, Final
+
+from typing_extensions import override
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded, about, tag_of
+from orchestrator.core.state import Status
+from orchestrator.ports import Change, DeadLetter, Delivery, SagaRow
+from orchestrator.store.memory import MemoryStore
+from orchestrator.transport.memory import Faults, MemoryBroker, MemoryTransport
+from shared.errors import UnavailableError
+from shared.messages import CancelRequest, Command, Reply, StartRequest, Succeeded
+from shared.telemetry.names import SAGA_STATUS
+from shared.telemetry.setup import ExportedSpan
+from shared.telemetry.spans import SpanRecord
+from tests.core.builders import T0
+from tests.simulation.barrier import Database
+from tests.simulation.chaos import Chaos
+from tests.simulation.scheduler import Actor, Scheduler
+
+PAUSE_MAX_S: Final = 0.03
+STALL_MAX_S: Final = 12.0
+RESTART_MAX_S: Final = 3.0
+REDELIVERY_MAX_S: Final = 6.0
+JUMP_MAX_S: Final = 120.0
+LATENCY_S: Final = 0.002
+EXPORT_S: Final = 0.2
+_MOVING: Final = {Status.RUNNING, Status.COMPENSATING}
+DELAY_MAX: Final = timedelta(seconds=8)
+SETTLE_S: Final = 1.0
+REPUBLISH_AFTER: Final = timedelta(seconds=5)
+
+
+class World:
+    """One run's world.
+
+    Args:
+        seed: Of the run.
+        chaos: What goes wrong.
+        record: Whether the trace is kept.
+
+    Attributes:
+        problems: Rules that were broken, as they happened.
+        sent: Commands and replies.
+        successes: Steps whose success an orchestrator was told.
+        trace: What happened, a line each.
+    """
+
+    def __init__(self, seed: int, chaos: Chaos, *, record: bool) -> None:
+        self.chaos = chaos
+        self.random = Random(f"{seed}:schedule")
+        self.scheduler = Scheduler()
+        self.broker = MemoryBroker(
+            self.random,
+            Faults(delay_max=DELAY_MAX),
+            fires=lambda kind, _: chaos.strikes(kind),
+            clock=lambda: self.scheduler.now,
+        )
+        self.store = SimulatedStore(self)
+        self.database = Database(self.scheduler)
+        self.spans: dict[str, dict[str, SpanRecord]] = {}
+        self.statuses: dict[str, set[Any]] = {}
+        """What the root spans that arrived said of their sagas, by span id."""
+        self.problems: list[str] = []
+        self.sent: list[Reply | Command] = []
+        self.successes: set[tuple[str, str]] = set()
+        self.waiting: dict[SimulatedTransport, Actor] = {}
+        """Who waits for a message."""
+        self.record = record
+        self.trace: list[str] = []
+
+    @property
+    def process(self) -> "Process | None":
+        """The process that runs."""
+        actor = self.scheduler.current
+        owner = actor.owner if actor else None
+        return owner if isinstance(owner, Process) else None
+
+    def io(self, call: str) -> None:
+        """A process is about to make a call: here it can die, or lose its turn."""
+        if self.scheduler.current is None:
+            return
+        fault = self.chaos.at_call()
+        if fault is None:
+            return
+        if fault.kind == "crash":
+            self.note(f"dies before: {call}")
+            process = self.process
+            assert process is not None
+            process.crash()
+        elif fault.kind == "pause":
+            self.scheduler.sleep(fault.force * PAUSE_MAX_S)
+        else:
+            self.note(f"stalls for {fault.force * STALL_MAX_S:.1f} s before: {call}")
+            self.scheduler.sleep(fault.force * STALL_MAX_S)
+
+    def reconsider(self) -> None:
+        """The store has changed: who waits may have to look earlier."""
+        for transport, actor in self.waiting.items():
+            transport.reconsider(actor)
+
+    def send(self, message: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
+        """Send a message to the orchestrators; a success that is not lost has to be known."""
+        lost = self.broker.faults_fired["lose"]
+        self.broker.send(message, task_id)
+        arrived = self.broker.faults_fired["lose"] == lost
+        if isinstance(message, Reply):
+            self.sent.append(message)
+            succeeded = isinstance(message.outcome, Succeeded)
+            if arrived and succeeded and message.direction == "action":
+                self.successes.add((message.saga_id, message.step))
+
+    def note(self, text: str) -> None:
+        """Write a line into the trace."""
+        if self.record:
+            actor = self.scheduler.current
+            self.trace.append(
+                f"{self.scheduler.now:9.3f}  {actor.name if actor else '':<15} {text}"
+            )
+
+
+class Process:
+    """Something that can die, with all that it has not stored.
+
+    Attributes:
+        offset_s: How wrong its clock is.
+        life: How often it has been started.
+    """
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.offset_s = 0.0
+        self.life = 0
+        self.actors: list[Actor] = []
+
+    def clock(self) -> datetime:
+        """The time, as this process sees it."""
+        return T0 + timedelta(seconds=self.world.scheduler.now + self.offset_s)
+
+    def monotonic(self) -> float:
+        """Seconds; no clock jumps here."""
+        return self.world.scheduler.now
+
+    def spawn(self, name: str, body: Callable[[], None], after: float = 0.0) -> Actor:
+        """Let something run in this process."""
+        actor = self.world.scheduler.spawn(name, body, owner=self, after=after)
+        self.actors = [one for one in self.actors if not one.ended]
+        self.actors.append(actor)
+        return actor
+
+    def crash(self) -> None:
+        """Die, all of it; called from one of its own actors."""
+        self.life += 1
+        for actor in self.actors:
+            if not actor.ended:
+                self.world.scheduler.kill(actor)
+        self.actors = []
+        self.lost()
+        self.world.scheduler.kill_current()
+
+    def lost(self) -> None:
+        """What others notice of its death."""
+
+    def has_chores(self) -> bool:
+        """Whether it wants to look after something soon, whatever is due in the store."""
+        return False
+
+
+class SimulatedStore(MemoryStore):
+    """The store in memory, with faults, and a memory of what it has promised."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.sent: set[str] = set()
+        """Ids of commands that are committed."""
+        self.moving: set[str] = set()
+        """Ids of sagas that neither have ended nor are stuck."""
+        self.conflicts = 0
+
+    @override
+    def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
+        self._reads("load")
+        return super().load(saga_ids)
+
+    @override
+    def find_by_key(self, name: str, key: str) -> SagaRow | None:
+        self._reads("find by key")
+        return super().find_by_key(name, key)
+
+    @override
+    def history(self, saga_ids: Collection[str]) -> dict[str, list[Recorded]]:
+        self._reads("history")
+        return super().history(saga_ids)
+
+    @override
+    def due(self, now: datetime, limit: int) -> list[str]:
+        self._reads("due")
+        return super().due(now, limit)
+
+    @override
+    def put_definition(self, definition: Definition, now: datetime) -> None:
+        self._reads("put definition")
+        super().put_definition(definition, now)
+
+    @override
+    def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
+        self._reads("claim unpublished")
+        return super().claim_unpublished(before, now, limit)
+
+    @override
+    def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
+        self._reads("claim untraced")
+        return super().claim_untraced(now, until, limit)
+
+    @override
+    def commit(
+        self,
+        changes: Sequence[Change],
+        *,
+        published: Collection[str] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        traced: Collection[str] = (),
+    ) -> frozenset[str]:
+        world = self._world
+        world.io("commit")
+        if world.chaos.strikes("fail before commit"):
+            world.note("the store breaks, nothing is committed")
+            raise UnavailableError("The simulated store is away.")
+        conflicts = super().commit(
+            changes, published=published, dead_letters=dead_letters, traced=traced
+        )
+        for change in changes:
+            if change.row.saga_id in conflicts:
+                self.conflicts += 1
+                world.note(f"conflict on {change.row.saga_id}")
+                continue
+            self.sent.update(command.id for command in change.commands)
+            if change.row.state.status in _MOVING:
+                self.moving.add(change.row.saga_id)
+            else:
+                self.moving.discard(change.row.saga_id)
+            if world.record:
+                world.note(f"commits {change.row.saga_id}: {_in_words(change.events)}")
+        world.reconsider()
+        if world.chaos.strikes("fail after commit"):
+            world.note("the store breaks, all is committed")
+            raise UnavailableError("The simulated store is away.")
+        return conflicts
+
+    def next_due(self) -> float:
+        """When, in seconds since the beginning, something in here is due."""
+        times = [saga.row.wake_at for saga in self._sagas.values() if saga.row.wake_at]
+        times += [saga.row.trace_due_at for saga in self._sagas.values() if saga.row.trace_due_at]
+        times += [item.handed_out_at + REPUBLISH_AFTER for item in self._outbox.values()]
+        return (min(times) - T0).total_seconds() if times else float("inf")
+
+    def everything(self) -> dict[str, tuple[SagaRow, list[Recorded]]]:
+        """Every saga with its history."""
+        ids = sorted(self._sagas)
+        rows, histories = MemoryStore.load(self, ids), MemoryStore.history(self, ids)
+        return {one: (rows[one], histories[one]) for one in ids}
+
+    def _reads(self, call: str) -> None:
+        self._world.io(call)
+        if self._world.chaos.strikes("fail to read"):
+            self._world.note(f"the store breaks: {call}")
+            raise UnavailableError("The simulated store is away.")
+
+
+class SimulatedTransport(MemoryTransport):
+    """A process's connection to the broker.
+
+    Attributes:
+        handled: Receipts of messages whose consequences are committed.
+    """
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.world.broker)
+        self._process = process
+        self._world = process.world
+        self.handled: set[int] = set()
+        self._until_at_least = 0.0
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Receipts of messages that would go back."""
+        return frozenset(self._held)
+
+    @override
+    def publish(self, commands: Sequence[Command]) -> None:
+        world = self._world
+        world.io("publish")
+        for command in commands:
+            world.note(f"sends {command.id}")
+            world.sent.append(command)
+            if command.id not in world.store.sent:
+                world.problems.append(f"{command.id} is published and not committed")
+        super().publish(commands)
+
+    @override
+    def receive(self, messages_max: int, timeout_seconds: float) -> list[Delivery]:
+        world, scheduler = self._world, self._world.scheduler
+        world.io("receive")
+        force = world.chaos.draw("clock jump")
+        if force is not None:
+            self._process.offset_s += (2 * force - 1) * JUMP_MAX_S
+            world.note(f"its clock is off by {self._process.offset_s:.1f} s now")
+        self._until_at_least = scheduler.now + timeout_seconds
+        while True:
+            deliveries = super().receive(messages_max, 0)
+            if deliveries:
+                if world.record:
+                    for each in deliveries:
+                        world.note(f"receives {_message_in_words(each)}")
+                return deliveries
+            left = self._until() - scheduler.now
+            if left <= 0:
+                return []
+            assert scheduler.current is not None
+            world.waiting[self] = scheduler.current
+            scheduler.park(None if left == float("inf") else left)
+            world.waiting.pop(self, None)
+
+    def reconsider(self, waiting: Actor) -> None:
+        """The store has changed under a process that waits: it may have to look earlier."""
+        left = self._until() - self._world.scheduler.now
+        if left != float("inf"):
+            self._world.scheduler.wake(waiting, max(0.0, left))
+
+    @override
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        self._world.io("acknowledge")
+        for each in deliveries:
+            if each.receipt not in self.handled:
+                what = _message_in_words(each)
+                self._world.problems.append(f"acknowledged before its commit: {what}")
+        try:
+            super().acknowledge(deliveries)
+        except UnavailableError:
+            # As a broker does that has lost the connection: it delivers them again, some time.
+            receipts = frozenset(each.receipt for each in deliveries)
+            self._held -= receipts
+            wait = self._world.random.uniform(0, REDELIVERY_MAX_S)
+            self._world.scheduler.later(wait, lambda: self.broker.give_back(receipts))
+            raise
+
+    def _until(self) -> float:
+        # While nothing can be due, there is no need to look every 200 ms.
+        if self._process.has_chores():
+            return self._until_at_least
+        due = self._world.store.next_due() - self._process.offset_s
+        return max(self._until_at_least, due)
+
+
+class SimulatedOutlet:
+    """A process's telemetry: what it has not handed over dies with it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._callback: Callable[[Sequence[ExportedSpan]], None] | None = None
+
+    def should_sample(self, trace_id: str, parent_sampled: bool | None = None) -> bool:
+        """As the caller says."""
+        return bool(parent_sampled)
+
+    def emit(self, records: Iterable[SpanRecord]) -> None:
+        """Hand spans over, a little later."""
+        batch = [record for record in records if record.sampled]
+        if not batch:
+            return
+        if self._process.world.chaos.strikes("lost export"):
+            self._process.world.note(f"loses the span {batch[-1].name} {_status(batch)}")
+            return
+        life = self._process.life
+        self._process.world.scheduler.later(EXPORT_S, lambda: self._arrive(batch, life))
+
+    def on_exported(
+        self, callback: Callable[[Sequence[ExportedSpan]], None]
+    ) -> Callable[[], None]:
+        """Say what has arrived."""
+        self._callback = callback
+        return lambda: None
+
+    def _arrive(self, batch: list[SpanRecord], life: int) -> None:
+        world = self._process.world
+        if self._process.life != life:
+            return
+        world.note(f"the span {batch[-1].name} of {self._process.name} arrives {_status(batch)}")
+        for record in batch:
+            spans = world.spans.setdefault(record.trace_id, {})
+            spans[record.span_id] = record
+            world.statuses.setdefault(record.span_id, set()).add(
+                record.attributes.get(SAGA_STATUS)
+            )
+        if self._callback:
+            self._callback([ExportedSpan(r.trace_id, r.span_id, r.name) for r in batch])
+
+
+def _status(batch: Sequence[SpanRecord]) -> str:
+    return str(batch[-1].attributes.get(SAGA_STATUS, ""))
+
+
+def _in_words(events: Sequence[Recorded]) -> str:
+    words = []
+    for recorded in events:
+        subject = about(recorded.event)
+        where = "" if subject is None else f" {subject[0]} ({subject[1]} {subject[2]})"
+        words.append(tag_of(recorded.event) + where)
+    return ", ".join(words)
+
+
+def _message_in_words(delivery: Delivery) -> str:
+    message: Any = delivery.message
+    outcome = getattr(message, "outcome", None)
+    words = [type(message).__name__, getattr(message, "saga_id", "") or ""]
+    words += [str(getattr(message, name, "")) for name in ("step", "direction", "attempt")]
+    words.append(type(outcome).__name__ if outcome else "")
+    return " ".join(filter(None, words))
