@@ -4,8 +4,8 @@ A start is durable when the call returns: it goes through the same engine as eve
 orchestrator needs to be up.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.core.definition import Definition
@@ -22,6 +22,7 @@ from orchestrator.core.messages import (
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine, Operated, Started
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
+from orchestrator.retention import Archive, purge
 from orchestrator.views import SagaView, outcome_of, saga_view
 from shared.clock import monotonic, pause
 from shared.errors import UnknownSaga
@@ -29,6 +30,7 @@ from shared.messages import StartRequest
 
 _POLL_FIRST_S = 0.005
 _POLL_MAX_S = 0.2
+_COUNT_MAX = 1_000_000
 
 
 class Client:
@@ -243,6 +245,29 @@ class Client:
     ) -> Sequence[SagaSummary]:
         """Sagas, newest first; an empty `statuses` means all."""
         return self._store.list_sagas(statuses=statuses, name=name, key=key, limit=limit)
+
+    def purge(
+        self,
+        before: datetime,
+        *,
+        name: str | None = None,
+        statuses: Collection[Status] = (),
+        archive: Archive | None = None,
+    ) -> Iterator[int]:
+        """Delete sagas that ended before a moment, in batches, with their histories.
+
+        What is late for them then goes to the dead letters, and their business keys are free.
+
+        Yields:
+            How many each batch deleted.
+        """
+        return purge(self._store, before, name=name, statuses=statuses, archive=archive)
+
+    def count_ended(
+        self, before: datetime, *, name: str | None = None, statuses: Collection[Status] = ()
+    ) -> int:
+        """How many sagas `purge` would delete."""
+        return len(self._store.ended(before, _COUNT_MAX, name=name, statuses=statuses))
 
     def by_trace(self, trace_id: str) -> Sequence[SagaSummary]:
         """Sagas of a trace, oldest first."""

@@ -160,6 +160,27 @@ class Store(Protocol):
     def count_by_status(self) -> dict[Status, int]:
         """How many sagas there are of each status; statuses without any are left out."""
 
+    def ended(
+        self,
+        before: datetime,
+        limit: int,
+        *,
+        name: str | None = None,
+        statuses: Collection[Status] = (),
+    ) -> list[str]:
+        """Ids of final sagas whose last change was before `before`, the longest ago first.
+
+        A saga whose spans still wait for their export is left out. An empty `statuses` means all
+        final ones.
+        """
+
+    def delete(self, saga_ids: Collection[str]) -> frozenset[str]:
+        """Delete sagas with their histories, all in one transaction, unless they are active.
+
+        Returns:
+            Ids of those that were deleted: final ones that existed.
+        """
+
     def put_definition(self, definition: Definition, now: datetime) -> None:
         """Keep a definition. The same one again is fine.
 

@@ -9,6 +9,7 @@ from orchestrator.cli.db import make_db
 from orchestrator.cli.demo import demo
 from orchestrator.cli.dev import dev
 from orchestrator.cli.look import logs, trace
+from orchestrator.cli.purge import purge
 from orchestrator.cli.sagas import cancel, dead_letters, definitions, list_sagas, show
 from orchestrator.cli.start import start
 
@@ -33,6 +34,7 @@ def make_app() -> typer.Typer:
     app.command("logs")(logs)
     app.command("definitions")(definitions)
     app.command("dead-letters")(dead_letters)
+    app.command("purge")(purge)
     app.add_typer(make_db(markup), name="db")
     app.command("dev")(dev)
     app.command("demo")(demo)

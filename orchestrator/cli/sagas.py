@@ -33,7 +33,7 @@ def list_sagas(
     """List sagas, newest first."""
     from orchestrator.cli import render
 
-    statuses = _statuses(status or ())
+    statuses = statuses_of(status or ())
     with session.reading() as client:
         found = client.list(statuses=statuses, name=name, key=key, limit=limit)
     if as_json:
@@ -46,7 +46,12 @@ def list_sagas(
         output.note(f"These are the newest {limit}; --limit shows more.")
 
 
-def _statuses(given: "list[str] | tuple[()]") -> "list[Status]":
+def statuses_of(given: "list[str] | tuple[()]") -> "list[Status]":
+    """The statuses that people name: singly, as `active` or `final`, several with commas.
+
+    Raises:
+        InputError: There is none of that name; names the nearest.
+    """
     from orchestrator.core.state import ACTIVE, FINAL, Status
 
     groups = {"active": ACTIVE, "final": FINAL}

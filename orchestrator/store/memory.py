@@ -175,6 +175,44 @@ class MemoryStore(Store):
             return dict(Counter(saga.row.state.status for saga in self._sagas.values()))
 
     @override
+    def ended(
+        self,
+        before: datetime,
+        limit: int,
+        *,
+        name: str | None = None,
+        statuses: Collection[Status] = (),
+    ) -> list[str]:
+        with self._lock:
+            found = [
+                (row.updated_at, row.saga_id)
+                for row in (saga.row for saga in self._sagas.values())
+                if row.state.status.final
+                and row.updated_at < before
+                and row.trace_due_at is None
+                and (name is None or row.state.name == name)
+                and (not statuses or row.state.status in statuses)
+            ]
+        return [id_ for _, id_ in sorted(found)[:limit]]
+
+    @override
+    def delete(self, saga_ids: Collection[str]) -> frozenset[str]:
+        with self._lock:
+            gone = {
+                id_: self._sagas.pop(id_)
+                for id_ in set(saga_ids)
+                if id_ in self._sagas and self._sagas[id_].row.state.status.final
+            }
+            for saga in gone.values():
+                self._keys.pop((saga.row.state.name, saga.row.state.key), None)
+            self._outbox = {
+                id_: item
+                for id_, item in self._outbox.items()
+                if rows.command_from(item.command).saga_id not in gone
+            }
+            return frozenset(gone)
+
+    @override
     def put_definition(self, definition: Definition, now: datetime) -> None:
         with self._lock:
             identity = definition.name, definition.version

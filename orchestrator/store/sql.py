@@ -21,7 +21,14 @@ from orchestrator.store import rows, schema
 from orchestrator.store.database import Database
 from orchestrator.store.definitions import check_same
 from orchestrator.store.statements import PostgresqlStatements, SqliteStatements
-from orchestrator.store.tables import SAGA, SAGA_DEAD_LETTER, SAGA_DEFINITION, SAGA_OUTBOX
+from orchestrator.store.tables import (
+    IS_FINAL,
+    SAGA,
+    SAGA_DEAD_LETTER,
+    SAGA_DEFINITION,
+    SAGA_EVENT,
+    SAGA_OUTBOX,
+)
 from shared.messages import Command
 
 _SUMMARY: Final = tuple(column for column in SAGA.c if column.name != "state")
@@ -224,6 +231,43 @@ class SqlStore(Store):
         return frozenset(change.row.saga_id for change in changes) - {
             change.row.saga_id for change in won
         }
+
+    # Retention -------------------------------------------------------------------------------
+
+    @override
+    def ended(
+        self,
+        before: datetime,
+        limit: int,
+        *,
+        name: str | None = None,
+        statuses: Collection[Status] = (),
+    ) -> list[str]:
+        query = (
+            sa.select(SAGA.c.id)
+            .where(IS_FINAL, SAGA.c.updated_at < before, SAGA.c.trace_due_at.is_(None))
+            .order_by(SAGA.c.updated_at)
+            .limit(limit)
+        )
+        if name is not None:
+            if not rows.storable(name):
+                return []
+            query = query.where(SAGA.c.name == name)
+        if statuses:
+            query = query.where(SAGA.c.status.in_([status.value for status in statuses]))
+        return [row.id for row in self._all(query)]
+
+    @override
+    def delete(self, saga_ids: Collection[str]) -> frozenset[str]:
+        ids = rows.storable_ids(saga_ids)
+        if not ids:
+            return frozenset()
+        final = sa.delete(SAGA).where(SAGA.c.id.in_(ids), IS_FINAL).returning(SAGA.c.id)
+        with self.database.writing() as connection:
+            gone = list(connection.execute(final).scalars())
+            for table in (SAGA_EVENT, SAGA_OUTBOX):
+                connection.execute(sa.delete(table).where(table.c.saga_id.in_(gone)))
+        return frozenset(gone)
 
     # Timers and outbox -----------------------------------------------------------------------
 

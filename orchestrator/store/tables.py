@@ -40,6 +40,9 @@ def _quoted(statuses: frozenset[Status]) -> str:
     return ", ".join(f"'{status}'" for status in sorted(statuses))
 
 
+IS_FINAL: Final = sa.text(f"status IN ({_quoted(FINAL)})")
+"""The condition of the index on what has ended; a query must say it in the same words."""
+
 METADATA: Final = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -90,6 +93,8 @@ for _timer in (SAGA.c.wake_at, SAGA.c.trace_due_at):
         postgresql_where=_timer.is_not(None),
     )
 sa.Index("ix_saga_trace_id", SAGA.c.trace_id)
+# What retention asks for: written once in the life of a saga, at its end.
+sa.Index("ix_saga_ended", SAGA.c.updated_at, sqlite_where=IS_FINAL, postgresql_where=IS_FINAL)
 # Lists ask for one status after the other and merge: see `queries.page`.
 sa.Index("ix_saga_status", SAGA.c.status, SAGA.c.started_at, SAGA.c.id)
 sa.Index("ix_saga_name_status", SAGA.c.name, SAGA.c.status, SAGA.c.started_at, SAGA.c.id)

@@ -14,17 +14,23 @@ import pytest
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import (
     CancelRequested,
+    CompensationRequested,
     CompensationStarted,
     DeadlineExceeded,
     Event,
     Recorded,
+    RetryRequested,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResolved,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     StepDispatched,
     StepFailed,
     StepRejected,
+    StepSkipped,
     StepSucceeded,
     StepTimedOut,
     Trace,
@@ -101,6 +107,12 @@ EVENTS: tuple[Event, ...] = (
     DeadlineExceeded(),
     CompensationStarted(),
     SagaStuck(step="a", direction="compensation"),
+    SagaPaused(reason=TEXT, by="me"),
+    SagaResumed(reason=TEXT, by="me"),
+    RetryRequested(step="a", direction="action", due_at=T0, payload={"text": TEXT}, by="me"),
+    StepSkipped(step="a", output={"text": TEXT}, reason=TEXT, by="me"),
+    CompensationRequested(step="b", reason=TEXT, by="me"),
+    SagaResolved(reason=TEXT, by="me"),
     SagaCompleted(),
     SagaCompensated(),
 )
@@ -605,6 +617,41 @@ class StoreContract:
         assert store.find_by_trace("0" * 32) == []
 
     # Dead letters ----------------------------------------------------------------------------
+
+    def test_what_ended_before_is_found_the_oldest_first(self, store: Store) -> None:
+        """Up to the limit, by name and status; neither active ones nor those yet to be traced."""
+        sagas = (
+            (Status.COMPLETED, "test"),
+            (Status.RUNNING, "test"),
+            (Status.COMPENSATED, "other"),
+            (Status.STUCK, "test"),
+            (Status.RESOLVED, "test"),
+            (Status.COMPLETED, "test"),
+        )
+        for number, (status, name) in enumerate(sagas):
+            at = T0 - timedelta(hours=number)
+            put(store, row(f"s-{number}", updated_at=at, status=status, name=name))
+        untraced = row("s-6", status=Status.COMPLETED, updated_at=T0 - timedelta(hours=9))
+        store.commit([change(msgspec.structs.replace(untraced, trace_due_at=T0))])
+        assert store.ended(T0, 10) == ["s-5", "s-4", "s-2"]
+        assert store.ended(T0 + timedelta(microseconds=1), 2) == ["s-5", "s-4"]
+        assert store.ended(T0 + timedelta(microseconds=1), 10)[-1] == "s-0"
+        assert store.ended(T0, 10, name="other") == ["s-2"]
+        assert store.ended(T0, 10, name="\0") == []
+        wanted = (Status.COMPLETED, Status.COMPENSATED)
+        assert store.ended(T0, 10, statuses=wanted) == ["s-5", "s-2"]
+
+    def test_a_deleted_saga_leaves_nothing(self, store: Store) -> None:
+        """Neither history nor outbox nor key; and an active one is not deleted."""
+        gone = row("gone", status=Status.COMPLETED, key="k")
+        active = row("active", key="a")
+        store.commit([change(gone, commands=[command("gone", 1)]), change(active)])
+        assert store.delete(["gone", "active", "unknown", "\0"]) == {"gone"}
+        assert set(store.load(["gone", "active"])) == {"active"}
+        assert set(store.history(["gone", "active"])) == {"active"}
+        assert (store.outbox_size(), store.find_by_key("test", "k")) == (0, None)
+        assert store.delete([]) == frozenset()
+        assert store.commit([change(row("next", key="k"))]) == frozenset()
 
     def test_dead_letters_are_newest_first(self, store: Store) -> None:
         """Numbered in the order of arrival, also within one call."""

@@ -220,6 +220,22 @@ def test_a_cancel_undoes_what_was_done(dev: Dev) -> None:
     assert again.error["type"] == "NotAllowed"
 
 
+def test_what_ended_long_ago_is_purged_and_archived(dev: Dev) -> None:
+    """It is in the archive and no longer in the store; what has not ended cannot be named."""
+    saga_id = dev.order("--wait", sku="unicorn").json["saga_id"]
+    archive = dev.path / "archive.jsonl"
+    asked = ("purge", "--older-than", "0s", "--status", "compensated", "--archive", str(archive))
+    wait_until(lambda: dev.saga(*asked, "--dry-run", "--json").json["sagas"], timeout=20)
+    done = dev.saga(*asked, "--json").json
+    assert (done["deleted"], done["archive"]) == (True, str(archive))
+    lines = [json.loads(line) for line in archive.read_text().splitlines()]
+    assert done["sagas"] == len(lines)
+    assert saga_id in {line["saga_id"] for line in lines}
+    assert dev.saga("show", saga_id).code == 2
+    for wrong in (("--older-than", "soon"), ("--older-than", "1d", "--status", "stuck")):
+        assert dev.saga("purge", *wrong).code == 2
+
+
 def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
     """As text and as JSON."""
     shown = dev.saga("definitions", "place-order")

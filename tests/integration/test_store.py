@@ -135,8 +135,19 @@ def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
         ("ux_saga_key_name", lambda store: store.find_by_key("test", "k-missing")),
         ("ix_saga_trace_id", lambda store: store.find_by_trace(f"{7:032x}")),
         ("ix_saga_status", lambda store: store.list_sagas(statuses=[Status.RUNNING], limit=3)),
+        ("ix_saga_ended", lambda store: store.ended(T0 + seconds(1), 3)),
     ],
-    ids=["due", "unpublished", "untraced", "keys", "name-and-key", "key", "trace", "list"],
+    ids=[
+        "due",
+        "unpublished",
+        "untraced",
+        "keys",
+        "name-and-key",
+        "key",
+        "trace",
+        "list",
+        "ended",
+    ],
 )
 def test_polls_read_nothing_but_what_they_look_for(
     store: SqlStore, index: str, call: Callable[[SqlStore], object]

@@ -1,0 +1,62 @@
+"""`saga purge`: delete what ended long ago."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import output, session
+from orchestrator.cli.options import Json
+from orchestrator.cli.sagas import statuses_of
+from orchestrator.cli.times import given_duration
+from shared.clock import utc_now
+from shared.errors import ConfigurationError, InputError
+
+
+def purge(
+    older_than: Annotated[
+        str, typer.Option(metavar="DURATION", help="Since their end: 12h, 30d, 2w or ISO 8601.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Sagas of this name.")] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(help="completed, compensated or resolved; all three without it."),
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="File of JSON lines that gets each saga before it goes.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete sagas that ended long ago, with their histories, in batches.
+
+    Sagas that run or are stuck are never deleted. An interrupted purge goes on with the next one.
+    """
+    from orchestrator.retention import archive_to
+
+    before = utc_now() - given_duration(older_than, "--older-than")
+    statuses = statuses_of(status or ())
+    active = [one.value for one in statuses if not one.final]
+    if active:
+        raise InputError(
+            f"Sagas that are {active[0]} have not ended, and are not deleted.",
+            hint="--status takes completed, compensated and resolved.",
+        )
+    with session.acting() as client:
+        if dry_run:
+            deleted = client.count_ended(before, name=name, statuses=statuses)
+        else:
+            keep = archive_to(archive) if archive else None
+            try:
+                deleted = sum(client.purge(before, name=name, statuses=statuses, archive=keep))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"The archive {archive} cannot be written: {error.strerror}.",
+                    hint="What is not in the archive was not deleted.",
+                ) from error
+    if as_json:
+        written = str(archive) if archive and not dry_run else None
+        output.show_json({"sagas": deleted, "deleted": not dry_run, "archive": written})
+        return
+    would = "would be " if dry_run else ""
+    output.show([output.line(f"{deleted} sagas {would}deleted.")])
