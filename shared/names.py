@@ -36,6 +36,7 @@ SAGA_DEADLINE: Final = "saga_deadline"
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
+BAGGAGE: Final = "baggage"
 
 # Headers of HTTP, in lower case ----------------------------------------------------------------
 

@@ -1,30 +1,34 @@
-"""How traces are sampled and exported: read from the environment once, then a value.
+"""How traces are sampled, propagated and exported: from code or from the environment, a value.
 
 Each field has an ``OPENTELEMETRY_...`` variable; the standard ``OTEL_...`` variables win where both
-are set. A wrong value is a `ConfigurationError` that names the variable, the value and what is
-allowed.
+are set. A wrong value is a `ConfigurationError` that names the variable or the field, the value and
+what is allowed.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, Literal, TypeVar, get_args
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 
 from shared.errors import ConfigurationError
 from shared.telemetry import names
+from shared.telemetry.environment import Environment, is_url
+from shared.telemetry.propagation import BAGGAGE_BYTES_MAX_DEFAULT, Format, Propagation
 
 Protocol = Literal["http", "grpc", "file"]
 Strategy = Literal["always_on", "always_off", "ratio"]
 
 DISTRIBUTION: Final = "celery-saga-orchestrator"
 TRACES_FOLDER: Final = "traces"
+BAGGAGE_BYTES_LIMIT: Final = 8192
+"""What W3C asks everybody to take; longer headers may be cut on the way."""
+
 _TRACES_PATH: Final = "/v1/traces"
 _DEFAULT_ENDPOINTS: Final[Mapping[Protocol, str]] = {
     "http": "http://localhost:4318",
@@ -47,7 +51,8 @@ _SAMPLERS: Final[Mapping[str, Strategy]] = {
 _LOW_64_BITS: Final = 16
 """Hexadecimal digits of the half of a trace id that decides a ratio."""
 
-T = TypeVar("T")
+_FORMATS: Final = get_args(Format)
+_HOUR: Final = timedelta(hours=1)
 
 
 class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +65,12 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
         resource_attributes: More attributes of the resource.
         enabled: Whether spans are recorded at all.
         otlp_protocol: ``http``, ``grpc``, or ``file`` for OTLP JSON files in `traces_dir`.
-        otlp_endpoint: URL of the collector, for ``http`` with its path; unused for ``file``.
+        otlp_endpoint: URL of the collector; empty for ``http://localhost:4318`` (``http``) or
+            ``http://localhost:4317`` (``grpc``). With ``http`` a URL without a path gets
+            ``/v1/traces``.
+        otlp_headers: Sent with each export, for example an API key.
         traces_dir: Folder of the OTLP JSON files.
-        sampling_strategy: What happens to a saga whose caller has no trace.
+        sampling_strategy: What happens to a trace that begins here.
         sampling_ratio: Share of traces, 0.0 to 1.0, that the strategy ``ratio`` keeps.
         queue_spans_max: Most finished spans that wait for the exporter; more are dropped.
         batch_spans_max: Most spans in one export.
@@ -70,16 +78,24 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
         export_timeout: After which one export is given up.
         shutdown_timeout: Longest that the end of a process waits for its last spans.
         file_bytes_max: Size at which a trace file is put aside for a new one.
+        propagators: Headers that are read and written, in the order in which they are looked for.
+        baggage_keys: Keys of baggage that may pass, in and out, when `propagators` has
+            ``baggage``; ``*`` for all.
+        baggage_bytes_max: Most that a ``baggage`` header may have with what passes.
+
+    Raises:
+        ConfigurationError: A field has a value that is not allowed; names it.
     """
 
     service_name: str
-    traces_dir: Path
+    traces_dir: Path = Path(".saga") / TRACES_FOLDER
     service_version: str = ""
     environment: str = ""
     resource_attributes: tuple[tuple[str, str], ...] = ()
     enabled: bool = True
     otlp_protocol: Protocol = "file"
     otlp_endpoint: str = ""
+    otlp_headers: tuple[tuple[str, str], ...] = ()
     sampling_strategy: Strategy = "always_on"
     sampling_ratio: float = 1.0
     queue_spans_max: int = 8192
@@ -88,6 +104,70 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
     export_timeout: timedelta = timedelta(seconds=10)
     shutdown_timeout: timedelta = timedelta(seconds=2)
     file_bytes_max: int = 64 * 1024 * 1024
+    propagators: tuple[Format, ...] = ("tracecontext",)
+    baggage_keys: tuple[str, ...] = ()
+    baggage_bytes_max: int = BAGGAGE_BYTES_MAX_DEFAULT
+
+    def __post_init__(self) -> None:
+        self._check("service_name", bool(self.service_name), "a name")
+        self._check_choice("otlp_protocol", get_args(Protocol))
+        self._check_choice("sampling_strategy", get_args(Strategy))
+        endpoint = self.otlp_endpoint
+        self._check(
+            "otlp_endpoint",
+            not endpoint or is_url(endpoint),
+            "a URL such as http://localhost:4318, or nothing",
+        )
+        self._check(
+            "otlp_endpoint",
+            not endpoint or self.otlp_protocol != "file",
+            "nothing with otlp_protocol='file'; set otlp_protocol to 'http' or 'grpc'",
+        )
+        self._check_number("sampling_ratio", 0, 1)
+        self._check_number("queue_spans_max", 1, 10_000_000)
+        self._check_number("batch_spans_max", 1, self.queue_spans_max)
+        self._check_number("file_bytes_max", 1, 2**50)
+        self._check_number("baggage_bytes_max", 0, BAGGAGE_BYTES_LIMIT)
+        for field in ("export_interval", "export_timeout", "shutdown_timeout"):
+            value = getattr(self, field)
+            good = isinstance(value, timedelta) and timedelta(0) < value <= _HOUR
+            self._check(field, good, "a timedelta above zero, up to an hour")
+        unknown = [one for one in self.propagators if one not in _FORMATS]
+        self._check("propagators", not unknown, f"any of {', '.join(_FORMATS)}")
+
+    def _check_choice(self, field: str, allowed: tuple[str, ...]) -> None:
+        self._check(field, getattr(self, field) in allowed, f"one of {', '.join(allowed)}")
+
+    def _check_number(self, field: str, low: float, high: float) -> None:
+        value = getattr(self, field)
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        self._check(field, good and low <= value <= high, f"a number from {low:g} to {high:g}")
+
+    def _check(self, field: str, good: bool, allowed: str) -> None:  # noqa: FBT001 - an assertion
+        if not good:
+            value: Any = getattr(self, field)
+            raise ConfigurationError(
+                f"TracingConfig.{field}={value!r} is not allowed; expected {allowed}."
+            )
+
+    @property
+    def export_url(self) -> str:
+        """Where spans are sent to; empty for ``file``."""
+        if self.otlp_protocol == "file":
+            return ""
+        url = self.otlp_endpoint or _DEFAULT_ENDPOINTS[self.otlp_protocol]
+        if self.otlp_protocol == "http" and not urlsplit(url).path:
+            return url + _TRACES_PATH
+        return url
+
+    @property
+    def propagation(self) -> Propagation:
+        """What is read from headers and written into them."""
+        return Propagation(
+            formats=self.propagators,
+            baggage_keys=self.baggage_keys,
+            baggage_bytes_max=self.baggage_bytes_max,
+        )
 
     def should_sample(self, trace_id: str, parent_sampled: bool | None = None) -> bool:  # noqa: FBT001 - as positional as in the SDK's samplers
         """Decide once, at the start of a saga, whether its trace is exported.
@@ -121,8 +201,11 @@ def tracing_config(
     Raises:
         ConfigurationError: A variable has a value that is not allowed.
     """
-    env = _Environment(environ)
-    resource = env.pairs("OTEL_RESOURCE_ATTRIBUTES")
+    env = Environment(environ)
+    resource = {
+        **env.pairs("OPENTELEMETRY_RESOURCE_ATTRIBUTES"),
+        **env.pairs("OTEL_RESOURCE_ATTRIBUTES"),
+    }
     defaults = TracingConfig(service_name=service, traces_dir=home / TRACES_FOLDER)
     protocol, endpoint = _exporter(env)
     strategy, ratio = _sampling(env)
@@ -141,7 +224,7 @@ def tracing_config(
         environment=resource.pop(names.DEPLOYMENT_ENVIRONMENT, "")
         or env.text("OPENTELEMETRY_ENVIRONMENT"),
         resource_attributes=tuple(resource.items()),
-        enabled=not env.flag("OTEL_SDK_DISABLED")
+        enabled=not (env.flag("OTEL_SDK_DISABLED") or env.flag("OPENTELEMETRY_DISABLED"))
         and env.choice("OTEL_TRACES_EXPORTER", {"otlp": True, "none": False}, default=True),
         otlp_protocol=protocol,
         otlp_endpoint=endpoint,
@@ -163,10 +246,21 @@ def tracing_config(
         shutdown_timeout=env.milliseconds(
             ("OPENTELEMETRY_SHUTDOWN_TIMEOUT",), defaults.shutdown_timeout
         ),
+        otlp_headers=_headers(env),
+        propagators=_propagators(env),
+        baggage_keys=env.words("OPENTELEMETRY_BAGGAGE_KEYS"),
+        baggage_bytes_max=int(
+            env.number(
+                ("OPENTELEMETRY_BAGGAGE_BYTES_MAX",),
+                defaults.baggage_bytes_max,
+                low=0,
+                high=BAGGAGE_BYTES_LIMIT,
+            )
+        ),
     )
 
 
-def _exporter(env: "_Environment") -> tuple[Protocol, str]:
+def _exporter(env: Environment) -> tuple[Protocol, str]:
     exact = env.url("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     base = env.url("OTEL_EXPORTER_OTLP_ENDPOINT") or env.url("OPENTELEMETRY_OTLP_ENDPOINT")
     file: Protocol = "file"
@@ -185,12 +279,13 @@ def _exporter(env: "_Environment") -> tuple[Protocol, str]:
     if protocol == "grpc":
         return protocol, exact or base or _DEFAULT_ENDPOINTS[protocol]
     if exact:
-        return protocol, exact
+        # To the letter: the path of traces is only added to a base.
+        return protocol, exact if urlsplit(exact).path else f"{exact}/"
     base = (base or _DEFAULT_ENDPOINTS[protocol]).rstrip("/")
     return protocol, base if base.endswith(_TRACES_PATH) else base + _TRACES_PATH
 
 
-def _sampling(env: "_Environment") -> tuple[Strategy, float]:
+def _sampling(env: Environment) -> tuple[Strategy, float]:
     own: dict[str, Strategy] = {name: name for name in get_args(Strategy)}
     ratio = env.number(("OPENTELEMETRY_SAMPLING_RATIO",), 1.0, low=0, high=1)
     default: Strategy = "ratio" if env.text("OPENTELEMETRY_SAMPLING_RATIO") else "always_on"
@@ -202,7 +297,26 @@ def _sampling(env: "_Environment") -> tuple[Strategy, float]:
     return strategy, ratio
 
 
-def _export_timeout(env: "_Environment", default: timedelta) -> timedelta:
+def _headers(env: Environment) -> tuple[tuple[str, str], ...]:
+    standard = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+    variable = next(filter(env.text, (*standard, "OPENTELEMETRY_OTLP_HEADERS")), "")
+    return tuple(env.pairs(variable, secret=True).items()) if variable else ()
+
+
+def _propagators(env: Environment) -> tuple[Format, ...]:
+    variables = ("OTEL_PROPAGATORS", "OPENTELEMETRY_PROPAGATORS")
+    known: dict[str, Format] = {name: name for name in _FORMATS}
+    words = [word.lower() for word in env.words(*variables)]
+    if words == ["none"]:
+        return ()
+    if not words:
+        return ("tracecontext",)
+    if not all(word in known for word in words):
+        raise env.refuse(variables, f"none, or any of {', '.join(_FORMATS)}, separated by commas")
+    return tuple(dict.fromkeys(known[word] for word in words))
+
+
+def _export_timeout(env: Environment, default: timedelta) -> timedelta:
     # Seconds, as the Python SDK reads these variables; the specification says milliseconds.
     seconds = env.number(
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"), 0, low=0
@@ -218,85 +332,3 @@ def _own_version() -> str:
         return version(DISTRIBUTION)
     except PackageNotFoundError:  # run from a checkout that is not installed
         return ""
-
-
-class _Environment:
-    """Typed look-ups; an empty variable counts as one that is not set, as OpenTelemetry says."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    def text(self, variable: str) -> str:
-        return self._environ.get(variable, "").strip()
-
-    def flag(self, variable: str) -> bool:
-        return self.choice(variable, {"true": True, "false": False}, default=False)
-
-    def choice(self, variable: str, allowed: Mapping[str, T], *, default: T) -> T:
-        value = self.text(variable)
-        if not value:
-            return default
-        if value.lower() not in allowed:
-            raise _wrong(variable, value, f"one of {', '.join(allowed)}")
-        return allowed[value.lower()]
-
-    def first_choice(
-        self, variables: tuple[str, ...], allowed: Mapping[str, T], *, default: T
-    ) -> T:
-        variable = next(filter(self.text, variables), "")
-        return self.choice(variable, allowed, default=default) if variable else default
-
-    def number(
-        self,
-        variables: tuple[str, ...],
-        default: float,
-        *,
-        low: float,
-        high: float = float("inf"),
-    ) -> float:
-        variable = next(filter(self.text, variables), "")
-        if not variable:
-            return default
-        try:
-            value = float(self.text(variable))
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:  # also false for what is not a number
-            limit = f"a number from {low:g}" + (f" to {high:g}" if high < float("inf") else "")
-            raise _wrong(variable, self.text(variable), limit)
-        return value
-
-    def milliseconds(self, variables: tuple[str, ...], default: timedelta) -> timedelta:
-        value = self.number(variables, default / timedelta(milliseconds=1), low=1, high=3_600_000)
-        return timedelta(milliseconds=value)
-
-    def url(self, variable: str) -> str:
-        value = self.text(variable)
-        if not value:
-            return ""
-        candidate = value if "://" in value else f"http://{value}"
-        if not _is_url(candidate):
-            raise _wrong(variable, value, "a URL such as http://localhost:4318")
-        return candidate
-
-    def pairs(self, variable: str) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for part in filter(None, map(str.strip, self.text(variable).split(","))):
-            key, equals, value = part.partition("=")
-            if not equals or not re.fullmatch(r"[^\s=]+", key.strip()):
-                raise _wrong(variable, self.text(variable), "key=value,key=value")
-            found[key.strip()] = unquote(value.strip())
-        return found
-
-
-def _is_url(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-        _ = parts.port  # raises for a port that is not a number
-    except ValueError:
-        return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname)
-
-
-def _wrong(variable: str, value: str, allowed: str) -> ConfigurationError:
-    return ConfigurationError(f"{variable}={value!r} is not allowed; expected {allowed}.")

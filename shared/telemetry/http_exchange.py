@@ -18,6 +18,7 @@ from shared import names as wire
 from shared.ids import new_request_id
 from shared.telemetry import logs, names
 from shared.telemetry.current import error_type
+from shared.telemetry.header_propagator import parent_context
 from shared.telemetry.http_options import HttpOptions
 from shared.telemetry.http_request import (
     Request,
@@ -25,7 +26,6 @@ from shared.telemetry.http_request import (
     recorded_headers,
     request_attributes,
 )
-from shared.telemetry.propagation import extract
 
 _log = structlog.stdlib.get_logger(__name__)
 _tracer: Final = trace.get_tracer(names.INSTRUMENTATION_SCOPE)
@@ -63,7 +63,7 @@ class Exchange:
         given = request.headers.get(wire.HTTP_REQUEST_ID, "")
         self.request_id = given if _HARMLESS_ID.fullmatch(given) else new_request_id()
         # From the headers alone: whatever is current in the server is no caller (FACTS.md, L6).
-        caller = _context_of(request.headers)
+        caller = parent_context(request.headers)
         self._span = _tracer.start_span(
             names.http_span(self._method),
             context=caller,
@@ -206,19 +206,3 @@ class Exchange:
 @cache
 def _complain_once() -> None:
     _log.warning("http.route_not_found", exc_info=True)
-
-
-def _context_of(headers: Mapping[str, str]) -> otel_context.Context:
-    """The caller's trace; an empty context when there is none, so that a new trace begins."""
-    parent, tracestate = extract(headers)
-    empty = otel_context.Context()
-    if parent is None:
-        return empty
-    caller = trace.SpanContext(
-        int(parent.trace_id, 16),
-        int(parent.span_id, 16),
-        is_remote=True,
-        trace_flags=trace.TraceFlags(parent.flags),
-        trace_state=trace.TraceState.from_header([tracestate]) if tracestate else None,
-    )
-    return trace.set_span_in_context(trace.NonRecordingSpan(caller), empty)

@@ -7,11 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.errors import ConfigurationError
-
-KNOWN_METHODS: Final = frozenset(
-    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
-)
-"""Those of RFC 9110, and PATCH and QUERY; any other could be made up by whoever calls."""
+from shared.telemetry import names
 
 NEVER_RECORDED: Final = frozenset(
     {"authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key", "x-csrftoken"}
@@ -47,7 +43,7 @@ class HttpOptions(msgspec.Struct, frozen=True, kw_only=True):
     query_parameters: frozenset[str] = frozenset()
     untraced: frozenset[str] = frozenset()
     behind_proxy: bool = False
-    known_methods: frozenset[str] = KNOWN_METHODS
+    known_methods: frozenset[str] = names.HTTP_METHODS
     route: FindRoute | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +72,7 @@ def http_options(environ: Mapping[str, str] = os.environ, **changes: Any) -> Htt
         ConfigurationError: As `HttpOptions`.
     """
     found: dict[str, Any] = {
-        "known_methods": _listed(environ, _KNOWN_METHODS_VARIABLE) or KNOWN_METHODS,
+        "known_methods": _listed(environ, _KNOWN_METHODS_VARIABLE) or names.HTTP_METHODS,
         "request_headers": _listed(environ, _REQUEST_HEADERS_VARIABLE),
         "response_headers": _listed(environ, _RESPONSE_HEADERS_VARIABLE),
     }

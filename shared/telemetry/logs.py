@@ -29,6 +29,7 @@ from typing_extensions import override
 
 from shared.settings import Settings
 from shared.telemetry import names
+from shared.telemetry.current import text_of
 from shared.telemetry.log_file import LogFile, Rotation
 from shared.telemetry.propagation import extract
 
@@ -156,7 +157,7 @@ def context_of(fields: Mapping[str, Any]) -> dict[str, Any]:
         Only what `fields` has; ids of the trace come from ``traceparent`` where there is one.
     """
     found = {key: fields[key] for key in _BOUND_KEYS if fields.get(key) is not None}
-    parent, _ = extract(fields)
+    parent, _ = extract(fields, count=False)
     if parent is not None:
         found[names.LOG_TRACE_ID] = parent.trace_id
         found[names.LOG_SPAN_ID] = parent.span_id
@@ -323,16 +324,9 @@ def _to_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     except (TypeError, ValueError, RecursionError, OverflowError):
         # What the strict encoder refuses (odd keys, lone surrogates) still makes a line.
         text = standard_json.dumps(
-            event, default=_text, skipkeys=True, separators=(",", ":"), ensure_ascii=False
+            event, default=text_of, skipkeys=True, separators=(",", ":"), ensure_ascii=False
         )
         return text.encode("utf-8", "replace").decode()
 
 
-def _text(value: object) -> str:
-    try:
-        return str(value)
-    except Exception as error:  # noqa: BLE001 - somebody else's method, and only a log line
-        return f"<{type(value).__name__} whose text raises {type(error).__name__}>"
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_text)
+_encoder = msgspec.json.Encoder(enc_hook=text_of)

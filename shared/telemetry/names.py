@@ -1,7 +1,8 @@
 """The vocabulary of traces and logs: span names, attribute keys, log keys. They stand here only.
 
-Messaging attributes follow the OpenTelemetry semantic conventions for messaging, version 1.44.0;
-spans of messaging are named ``{operation} {destination}``.
+Attributes follow the OpenTelemetry semantic conventions, version 1.44.0, where they have a name for
+the thing (a test compares the keys with the package that is generated from them); spans of messaging
+are named ``{operation} {destination}``.
 """
 
 from typing import Final
@@ -47,17 +48,27 @@ MESSAGING_CONVERSATION_ID: Final = "messaging.message.conversation_id"
 OPERATION_SEND: Final = "send"
 OPERATION_PROCESS: Final = "process"
 
+# Attributes of a bus's messages; the conventions have none for what a message is to its service --
+
+BUS_MESSAGE_KIND: Final = "bus.message.kind"
+"""``command``, ``query`` or ``event``."""
+BUS_MESSAGE_NAME: Final = "bus.message.name"
+"""Its type, for example ``CreateOrder``."""
+
 # Attributes of HTTP (semantic conventions, HTTP is stable since 1.23.0) -------------------------
 
 HTTP_REQUEST_METHOD: Final = "http.request.method"
 HTTP_REQUEST_METHOD_ORIGINAL: Final = "http.request.method_original"
+HTTP_REQUEST_RESEND_COUNT: Final = "http.request.resend_count"
 HTTP_REQUEST_HEADER: Final = "http.request.header."
 HTTP_RESPONSE_HEADER: Final = "http.response.header."
 HTTP_RESPONSE_STATUS_CODE: Final = "http.response.status_code"
 HTTP_ROUTE: Final = "http.route"
+URL_FULL: Final = "url.full"
 URL_PATH: Final = "url.path"
 URL_QUERY: Final = "url.query"
 URL_SCHEME: Final = "url.scheme"
+URL_TEMPLATE: Final = "url.template"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 CLIENT_ADDRESS: Final = "client.address"
@@ -72,11 +83,32 @@ HTTP_REQUEST_ID: Final = "http.request.id"
 WEBSOCKET_CLOSE_CODE: Final = "websocket.close_code"
 """Ours: the code that the socket was closed with (RFC 6455, section 7.4)."""
 
+HTTP_METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
+"""Those of RFC 9110, and PATCH and QUERY; any other could be made up by whoever calls."""
 METHOD_OTHER: Final = "_OTHER"
 CLIENT_DISCONNECTED: Final = "client_disconnected"
 """``error.type`` of a request whose client went away before it had the whole answer."""
 RESPONSE_INCOMPLETE: Final = "response_incomplete"
 """``error.type`` of a request that the application did not answer to the end."""
+
+# Attributes of databases and of other services -----------------------------------------------
+
+DB_SYSTEM_NAME: Final = "db.system.name"
+DB_NAMESPACE: Final = "db.namespace"
+DB_COLLECTION_NAME: Final = "db.collection.name"
+DB_OPERATION_NAME: Final = "db.operation.name"
+DB_QUERY_SUMMARY: Final = "db.query.summary"
+DB_QUERY_TEXT: Final = "db.query.text"
+DB_RESPONSE_STATUS_CODE: Final = "db.response.status_code"
+SERVICE_PEER_NAME: Final = "service.peer.name"
+RPC_SYSTEM_NAME: Final = "rpc.system.name"
+RPC_METHOD: Final = "rpc.method"
+
+# Attributes of code --------------------------------------------------------------------------
+
+CODE_FUNCTION_NAME: Final = "code.function.name"
 
 # Attributes of errors ------------------------------------------------------------------------
 
@@ -177,6 +209,11 @@ def http_span(method: str, route: str | None = None) -> str:
 def background_span(method: str, route: str | None = None) -> str:
     """Name of the span of work that failed after its request was answered."""
     return f"background {http_span(method, route)}"
+
+
+def bus_span(kind: str, message: str) -> str:
+    """Name of the span of a command, a query or an event in its service."""
+    return f"{kind} {message}"
 
 
 def messaging_system(broker_url: str) -> str:

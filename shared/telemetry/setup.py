@@ -37,7 +37,7 @@ from opentelemetry.util.types import AttributeValue
 from typing_extensions import override
 
 from shared.settings import settings
-from shared.telemetry import names
+from shared.telemetry import header_propagator, names, propagation
 from shared.telemetry.config import TracingConfig, tracing_config
 from shared.telemetry.health import ExportHealth
 from shared.telemetry.otlp_file import OtlpFile, encode_spans
@@ -82,7 +82,10 @@ def start(service: str, config: TracingConfig | None = None) -> None:
     """
     if _process.config is not None:
         return
-    _process.config = config or tracing_config(service, home=settings().home)
+    config = config or tracing_config(service, home=settings().home)
+    _process.config = config
+    propagation.configure(config.propagation)
+    header_propagator.install(should_sample)
     if trace.get_tracer_provider() is not _provider:
         trace.set_tracer_provider(_provider)
         atexit.register(shutdown)
@@ -284,7 +287,7 @@ class _Receiver:
     """The exporter, which never raises, and those who wait to hear from it."""
 
     def __init__(self, config: TracingConfig) -> None:
-        where = config.otlp_endpoint or str(config.traces_dir)
+        where = config.export_url or str(config.traces_dir)
         self._health = ExportHealth(config.otlp_protocol, where)
         self._exporter = _exporter(config)
 
@@ -336,6 +339,7 @@ class _FileExporter(SpanExporter):
 
 def _exporter(config: TracingConfig) -> SpanExporter:
     timeout = config.export_timeout.total_seconds()
+    headers = dict(config.otlp_headers) or None
     # Each exporter is imported only where it is used: gRPC is megabytes of memory.
     if config.otlp_protocol == "grpc":
         _make_grpc_cooperate()
@@ -343,13 +347,13 @@ def _exporter(config: TracingConfig) -> SpanExporter:
             OTLPSpanExporter as GrpcExporter,
         )
 
-        return GrpcExporter(endpoint=config.otlp_endpoint, timeout=timeout)
+        return GrpcExporter(endpoint=config.export_url, headers=headers, timeout=timeout)
     if config.otlp_protocol == "http":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
             OTLPSpanExporter as HttpExporter,
         )
 
-        return HttpExporter(endpoint=config.otlp_endpoint, timeout=timeout)
+        return HttpExporter(endpoint=config.export_url, headers=headers, timeout=timeout)
     return _FileExporter(config)
 
 

@@ -66,6 +66,7 @@ class ReceivedSpan:
     resource: Mapping[str, Any]
     tracestate: str
     parent_is_remote: bool | None
+    event_attributes: tuple[Mapping[str, Any], ...] = ()
 
 
 class OtlpReceiver:
@@ -311,6 +312,7 @@ def _span(span: Span, resource: Mapping[str, Any]) -> ReceivedSpan:
             for link in span.links
         ),
         events=tuple(event.name for event in span.events),
+        event_attributes=tuple(_attributes(event.attributes) for event in span.events),
         service=str(resource.get("service.name", "")),
         resource=resource,
         tracestate=span.trace_state,

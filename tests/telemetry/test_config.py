@@ -1,6 +1,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -95,6 +96,19 @@ def test_where_spans_go(environ: Mapping[str, str], protocol: str, endpoint: str
             "export_interval",
             timedelta(milliseconds=50),
         ),
+        ("OTEL_PROPAGATORS=b3", "OPENTELEMETRY_PROPAGATORS=b3multi", "propagators", ("b3",)),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS=key=a%20b",
+            "OPENTELEMETRY_OTLP_HEADERS=key=c",
+            "otlp_headers",
+            (("key", "a b"),),
+        ),
+        (
+            "OTEL_RESOURCE_ATTRIBUTES=team=a",
+            "OPENTELEMETRY_RESOURCE_ATTRIBUTES=team=b",
+            "resource_attributes",
+            (("team", "a"),),
+        ),
         (
             "OTEL_EXPORTER_OTLP_TIMEOUT=3",
             "OPENTELEMETRY_EXPORT_TIMEOUT=7000",
@@ -126,7 +140,11 @@ def test_a_standard_ratio() -> None:
 
 @pytest.mark.parametrize(
     "environ",
-    [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}],
+    [
+        {"OTEL_SDK_DISABLED": "true"},
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {"OPENTELEMETRY_DISABLED": "true"},
+    ],
 )
 def test_traces_can_be_switched_off(environ: Mapping[str, str]) -> None:
     """Both standard switches leave nothing to sample, whatever the caller decided."""
@@ -150,6 +168,9 @@ def test_traces_can_be_switched_off(environ: Mapping[str, str]) -> None:
         ("OTEL_BSP_SCHEDULE_DELAY", "nan", "a number from 1"),
         ("OTEL_RESOURCE_ATTRIBUTES", "service.name", "key=value"),
         ("OTEL_SDK_DISABLED", "maybe", "true, false"),
+        ("OTEL_PROPAGATORS", "tracecontext,jaeger", "tracecontext, b3, b3multi, baggage"),
+        ("OPENTELEMETRY_PROPAGATORS", "none,b3", "none, or any of tracecontext"),
+        ("OPENTELEMETRY_BAGGAGE_BYTES_MAX", "9000", "a number from 0 to 8192"),
     ],
 )
 def test_a_wrong_value_is_named(variable: str, value: str, allowed: str) -> None:
@@ -204,3 +225,73 @@ def test_a_ratio_decides_as_the_sdk_does(trace_id: int, ratio: float) -> None:
     )
     decision = TraceIdRatioBased(ratio).should_sample(None, trace_id, "any").decision
     assert (decision is not Decision.DROP) == config.should_sample(f"{trace_id:032x}")
+
+
+def test_propagators() -> None:
+    """Any combination, in its order; "none" reads and writes nothing."""
+    config = read(
+        OTEL_PROPAGATORS="B3, tracecontext,baggage,b3", OPENTELEMETRY_BAGGAGE_KEYS="tenant, plan"
+    )
+    assert ("b3", "tracecontext", "baggage") == config.propagation.formats
+    assert ("tenant", "plan") == config.propagation.baggage_keys
+    assert () == read(OTEL_PROPAGATORS="none").propagators
+    assert ("tracecontext",) == read().propagators
+
+
+def test_headers_of_the_exporter_are_not_in_an_error() -> None:
+    """They are keys, most of the time."""
+    with pytest.raises(ConfigurationError) as caught:
+        read(OTEL_EXPORTER_OTLP_HEADERS="s3cret")
+    assert "OTEL_EXPORTER_OTLP_HEADERS='…'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes, url",
+    [
+        ({}, ""),
+        ({"otlp_protocol": "http"}, "http://localhost:4318/v1/traces"),
+        ({"otlp_protocol": "grpc"}, "http://localhost:4317"),
+        (
+            {"otlp_protocol": "http", "otlp_endpoint": "https://c:4318"},
+            "https://c:4318/v1/traces",
+        ),
+        ({"otlp_protocol": "http", "otlp_endpoint": "https://c/x"}, "https://c/x"),
+        ({"otlp_protocol": "grpc", "otlp_endpoint": "https://c:1"}, "https://c:1"),
+    ],
+)
+def test_where_spans_go_from_code(changes: Mapping[str, str], url: str) -> None:
+    """A configuration that is written down needs no more than a name."""
+    assert url == TracingConfig(service_name="orders", **changes).export_url  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"service_name": ""}, "service_name='' is not allowed; expected a name"),
+        ({"otlp_protocol": "thrift"}, "otlp_protocol='thrift' is not allowed; expected one of"),
+        ({"otlp_protocol": "http", "otlp_endpoint": "c:4318"}, "otlp_endpoint='c:4318' is not"),
+        ({"otlp_endpoint": "http://c:4318"}, "set otlp_protocol to 'http' or 'grpc'"),
+        ({"sampling_strategy": "some"}, "always_on, always_off, ratio"),
+        ({"sampling_ratio": 1.5}, "sampling_ratio=1.5 is not allowed; expected a number from 0"),
+        ({"sampling_ratio": "half"}, "sampling_ratio='half'"),
+        ({"sampling_ratio": True}, "sampling_ratio=True"),
+        ({"queue_spans_max": 0}, "queue_spans_max=0"),
+        (
+            {"queue_spans_max": 10},
+            "batch_spans_max=512 is not allowed; expected a number from 1 to",
+        ),
+        ({"export_interval": timedelta(0)}, "export_interval=datetime.timedelta(0)"),
+        ({"shutdown_timeout": 2}, "shutdown_timeout=2 is not allowed; expected a timedelta"),
+        ({"propagators": ("w3c",)}, "propagators=('w3c',) is not allowed; expected any of"),
+        ({"baggage_bytes_max": -1}, "baggage_bytes_max=-1"),
+        ({"file_bytes_max": 0}, "file_bytes_max=0"),
+    ],
+)
+def test_a_wrong_field_is_named_when_the_configuration_is_built(
+    changes: Mapping[str, Any], message: str
+) -> None:
+    """From code, too, the error says which field, what it is, and what it may be."""
+    with pytest.raises(ConfigurationError) as caught:
+        TracingConfig(**({"service_name": "orders"} | dict(changes)))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("TracingConfig.")
