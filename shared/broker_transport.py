@@ -1,7 +1,14 @@
-"""Which of our own kombu transports fits a broker."""
+"""Which of our own kombu transports fits a broker, and what it raises when it is away."""
 
 from collections.abc import Mapping
 from typing import Final
+
+from amqp.exceptions import AMQPError
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+BROKER_ERRORS: Final = (OSError, AMQPError, KombuError, RedisError)
+"""What means that the broker is away. kombu's own list has `KeyError` in it, which hides bugs."""
 
 _TRANSPORTS: Final[Mapping[str, str]] = {
     "redis": "shared.kombu_redis:Transport",

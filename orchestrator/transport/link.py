@@ -2,20 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from amqp.exceptions import AMQPError
 from kombu import Connection
-from kombu.exceptions import KombuError
 from kombu.utils.url import maybe_sanitize_url
-from redis.exceptions import RedisError
 
+from shared.broker_transport import BROKER_ERRORS
 from shared.errors import UnavailableError
 
 T = TypeVar("T")
-
-BROKER_ERRORS: Final = (OSError, AMQPError, KombuError, RedisError)
-"""What means that the broker is away. kombu's own list has `KeyError` in it, which hides bugs."""
 
 
 class Link:

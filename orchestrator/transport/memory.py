@@ -15,9 +15,10 @@ import msgspec
 from typing_extensions import override
 
 from orchestrator.ports import Delivery
-from orchestrator.transport.task_message import CONTENT_TYPE, delivery
+from orchestrator.transport.task_message import delivery
 from shared import names
 from shared.codec import task_body
+from shared.envelope import CONTENT_TYPE
 from shared.errors import UnavailableError
 from shared.ids import command_id
 from shared.messages import CancelRequest, Command, Reply, StartRequest

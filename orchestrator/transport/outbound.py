@@ -1,4 +1,4 @@
-"""Publishing: in one Redis pipeline, with publisher confirms on RabbitMQ, else one by one."""
+"""Publishing: in one write on Redis, with publisher confirms on RabbitMQ, else one by one."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,14 +10,10 @@ from kombu import Connection, Producer, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport.pyamqp import Channel as AmqpChannel
 
-from orchestrator.transport.task_message import (
-    CONTENT_ENCODING,
-    CONTENT_TYPE,
-    PERSISTENT,
-    body_of,
-    headers_of,
-)
+from orchestrator.transport.task_message import body_of, headers_of
 from shared.clock import monotonic
+from shared.envelope import CONTENT_ENCODING, CONTENT_TYPE, PERSISTENT, envelope
+from shared.kombu_redis import Channel as CheapRedisChannel
 from shared.messages import Command
 
 
@@ -42,11 +38,38 @@ def outbound(app: Celery, connection: Connection, timeout: timedelta) -> Outboun
     channel = connection.default_channel
     if isinstance(channel, AmqpChannel):
         return _Confirmed(app, connection, channel, timeout)
+    if isinstance(channel, CheapRedisChannel):
+        return _Pushed(app, channel)
     return _Batched(app, channel)
 
 
+class _Pushed:
+    """Redis by our own channel: envelopes written by hand, in one round trip.
+
+    0.02 ms of CPU a command, and 0.05 for the batch; kombu's own batch takes 0.06 and 0.3.
+    """
+
+    def __init__(self, app: Celery, channel: CheapRedisChannel) -> None:
+        self._app = app
+        self._channel = channel
+        self._declared: set[str] = set()
+        self._origin = anon_nodename()
+
+    def send(self, commands: Sequence[Command]) -> None:
+        for name in {command.queue for command in commands} - self._declared:
+            queue_of(self._app, name).bind(self._channel).declare()
+            self._declared.add(name)
+        self._channel.push(
+            (
+                command.queue,
+                envelope(command.queue, headers_of(command, self._origin), body_of(command)),
+            )
+            for command in commands
+        )
+
+
 class _Batched:
-    """Redis, in one pipeline; other virtual transports, one by one.
+    """kombu's Redis, in one pipeline; other virtual transports, one by one.
 
     A queue need not exist before a message is put into it: it is declared for others to see.
     """

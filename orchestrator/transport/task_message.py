@@ -9,16 +9,9 @@ import msgspec
 from kombu.compression import decompress
 
 from orchestrator.ports import Delivery
-from shared import names
+from shared import envelope, names
 from shared.codec import decode_inbound, task_body
 from shared.messages import Command, Inbound, Undecodable
-
-CONTENT_TYPE: Final = "application/json"
-CONTENT_ENCODING: Final = "utf-8"
-PERSISTENT: Final = 2
-
-_HIDDEN: Final = "{...}"
-"""Instead of the arguments, which Celery would write into logs and events."""
 
 
 def body_of(command: Command) -> bytes:
@@ -29,33 +22,12 @@ def body_of(command: Command) -> bytes:
 def headers_of(command: Command, origin: str) -> dict[str, Any]:
     """Headers of a command: those of Celery's protocol 2, and ours.
 
-    They are what `celery.app.amqp.AMQP.as_task_v2` makes, without rendering the arguments.
-
     Args:
         command: What is sent.
         origin: Name of the sending process, as Celery shows it.
     """
     headers: dict[str, Any] = {
-        "lang": "py",
-        "task": command.task,
-        "id": command.id,
-        "shadow": None,
-        "eta": None,
-        # Never `expires`: an attempt that runs late may still count, and clocks differ.
-        "expires": None,
-        "group": None,
-        "group_index": None,
-        "retries": 0,
-        "timelimit": [None, None],
-        "root_id": command.id,
-        "parent_id": None,
-        "argsrepr": "()",
-        "kwargsrepr": _HIDDEN,
-        "origin": origin,
-        "ignore_result": True,
-        "replaced_task_nesting": 0,
-        "stamped_headers": None,
-        "stamps": {},
+        **envelope.headers(task=command.task, task_id=command.id, origin=origin),
         names.SAGA_ID: command.saga_id,
         names.SAGA_NAME: command.saga_name,
         names.SAGA_VERSION: command.saga_version,
@@ -90,8 +62,8 @@ def delivery(
     """
     raw = body.encode() if isinstance(body, str) else bytes(body or b"")
     task = _text(headers.get("task"))
-    if not problem and content_type != CONTENT_TYPE:
-        problem = f"content type {content_type!r} is refused; expected {CONTENT_TYPE!r}"
+    if not problem and content_type != envelope.CONTENT_TYPE:
+        problem = f"content type {content_type!r} is refused; expected {envelope.CONTENT_TYPE!r}"
     # A dead letter's text goes into a database column, which cannot hold NUL.
     text = raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
     message: Inbound
@@ -119,24 +91,24 @@ _envelopes: Final = msgspec.json.Decoder(_Envelope)
 def delivery_of_envelope(raw: bytes, receipt: Any) -> Delivery:
     """Read a message as it lies in a Redis list; never raises for what the message holds."""
     try:
-        envelope = _envelopes.decode(raw)
+        found = _envelopes.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         problem = f"not a message of kombu: {error}"
         return delivery(headers={}, content_type=None, body=raw, receipt=receipt, problem=problem)
-    body: bytes = (envelope.body or "").encode()
+    body: bytes = (found.body or "").encode()
     problem = ""
     try:
-        if envelope.properties.get("body_encoding") == "base64":
+        if found.properties.get("body_encoding") == "base64":
             body = base64.b64decode(body, validate=True)
-        if envelope.headers.get("compression"):
-            body = decompress(body, envelope.headers["compression"])
+        if found.headers.get("compression"):
+            body = decompress(body, found.headers["compression"])
     except binascii.Error as error:
         problem = f"its body is not base64: {error}"
     except Exception as error:  # noqa: BLE001 - each compression library has errors of its own
         problem = f"its body cannot be decompressed: {error!r}"
     return delivery(
-        headers=envelope.headers,
-        content_type=envelope.content_type,
+        headers=found.headers,
+        content_type=found.content_type,
         body=body,
         receipt=receipt,
         problem=problem,
