@@ -8,7 +8,8 @@ import typer
 from orchestrator.cli.db import make_db
 from orchestrator.cli.demo import demo
 from orchestrator.cli.dev import dev
-from orchestrator.cli.look import logs, trace
+from orchestrator.cli.logs import logs
+from orchestrator.cli.look import trace
 from orchestrator.cli.purge import purge
 from orchestrator.cli.sagas import cancel, dead_letters, definitions, list_sagas, show
 from orchestrator.cli.start import start

@@ -1,4 +1,4 @@
-"""`saga trace` and `saga logs`: the one trace id, followed through files and store."""
+"""`saga trace`: one trace id, followed through files, Jaeger and store."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -71,43 +71,6 @@ def spans_of(client: "Client", trace_id: str, saga_ids: Sequence[str]) -> "list[
         )
     ]
     return merged(read_trace(_traces_folder(), trace_id), distinct(projected))
-
-
-def logs(which: SagaOrTrace, as_json: Json = False) -> None:
-    """Show the log lines of all processes.
-
-    They belong to a saga or a trace, and stand in order of time. With --json the lines are printed as they stand in the files.
-    """
-    from orchestrator.cli.logline import log_line
-    from orchestrator.log_files import log_files, read_logs
-
-    folders = session.log_folders(session.settings())
-    saga_id, trace_id = _ids(which)
-    lines = read_logs(folders, saga_id=saga_id, trace_id=trace_id)
-    if not lines:
-        files = len(log_files(folders))
-        raise SagaError(
-            f"No log line of {which} was found.",
-            hint=f"Looked in {', '.join(map(str, folders))} ({files} files). Processes elsewhere, "
-            "or without SAGA_LOG_DIR, write to their own standard output.",
-        )
-    if as_json:
-        output.show((output.Piece(one.raw),) for one in lines)
-        return
-    services = max(len(str(one.fields.get("service", ""))) for one in lines)
-    output.show(log_line(one.fields, services=services) for one in lines)
-
-
-def _ids(which: str) -> tuple[str | None, str | None]:
-    """Saga id and trace id of an argument; for a saga both, as far as the store can tell."""
-    trace_id = session.as_trace_id(which)
-    if trace_id is not None:
-        return None, trace_id
-    try:
-        with session.reading() as client:
-            return which, client.row(which).state.trace.trace_id
-    except (UnavailableError, ConfigurationError, UnknownSaga):
-        return which, None  # its lines name it all the same
 
 
 def _sagas(client: "Client", which: str) -> tuple[str, list[str]]:

@@ -82,7 +82,7 @@ class Stack:
         with ExitStack() as exits:
             exits.enter_context(locked(self._settings.home))
             self.log_dir.mkdir(parents=True, exist_ok=True)
-            self._follower = Follower(self.log_dir)
+            self._follower = exits.enter_context(closing(Follower([self.log_dir])))
             self._broker_url = self._start_broker(exits)
             exits.callback(self._end_children)
             # Participants need no store of ours: they start while it is migrated.

@@ -1,6 +1,7 @@
 """Times and durations as people read them."""
 
 import re
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -64,4 +65,27 @@ def given_duration(text: str, option: str) -> timedelta:
     raise InputError(
         f"{option} is {text!r}, which is no duration.",
         hint="Write 90s, 15m, 12h, 30d or 2w, or ISO 8601 such as PT12H.",
+    )
+
+
+def since_when(text: str, option: str, now: datetime) -> datetime:
+    """A moment as people type it: so long before now, or a time as ISO 8601 has it.
+
+    A time without a zone is local.
+
+    Args:
+        text: What was typed.
+        option: The option that it was given for, for the error.
+        now: Now.
+
+    Raises:
+        InputError: It is neither a duration nor a time.
+    """
+    with suppress(ValueError):
+        return datetime.fromisoformat(text.strip()).astimezone()
+    with suppress(InputError, OverflowError):
+        return now - given_duration(text, option)
+    raise InputError(
+        f"{option} is {text!r}, which is neither a duration nor a time.",
+        hint="Write 30s, 10m, 2h, 1d, or 2026-01-31T12:00:00Z.",
     )

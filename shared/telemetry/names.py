@@ -148,6 +148,8 @@ LOG_SAGA_ATTEMPT: Final = "saga_attempt"
 LOG_TASK_ID: Final = "task_id"
 LOG_TASK_NAME: Final = "task_name"
 LOG_EXCEPTION: Final = "exception"
+LOG_KEY: Final = "key"
+"""The business key, on the line that tells of a start."""
 
 LOG_SAGA_KEYS: Final = (
     LOG_SAGA_ID,
