@@ -1,5 +1,6 @@
 """Bytes to messages and back: strict JSON, nothing else. Pickle is refused by never being decoded."""
 
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -55,7 +56,16 @@ def check_size(value: object, limit_bytes: int, what: str) -> int:
         PayloadTooLarge: It is over the limit; names the limit and its setting.
         DecodeError: It is not JSON.
     """
-    size = len(encode(value))
+    return check_bytes(encode(value), limit_bytes, what)
+
+
+def check_bytes(raw: bytes, limit_bytes: int, what: str) -> int:
+    """Size of a value that is JSON already, in bytes.
+
+    Raises:
+        PayloadTooLarge: It is over the limit; names the limit and its setting.
+    """
+    size = len(raw)
     if size > limit_bytes:
         raise PayloadTooLarge(
             f"{what} is {size} bytes as JSON; the limit is {limit_bytes} bytes.",
@@ -64,7 +74,18 @@ def check_size(value: object, limit_bytes: int, what: str) -> int:
     return size
 
 
-def task_body(kwargs: dict[str, Any] | Reply | StartRequest | CancelRequest) -> bytes:
+def instant(value: object) -> datetime | None:
+    """An aware time from the text of a header; None for anything else."""
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return found if found is not None and found.tzinfo is not None else None
+
+
+def task_body(
+    kwargs: dict[str, Any] | Reply | StartRequest | CancelRequest | msgspec.Raw,
+) -> bytes:
     """Body of a Celery task message, protocol 2: ``[args, kwargs, embed]``."""
     return encode([[], kwargs, _EMBED])
 

@@ -3,6 +3,8 @@
 SagaError
 ├── ConfigurationError      a setting or the environment is wrong
 ├── UnavailableError        the broker or the store cannot be reached
+│   └── NobodyAnswered      a query got no answer before its deadline
+├── QueryFailed             a query's handler failed or refused
 ├── DefinitionError         a saga definition has mistakes (all of them listed)
 │   └── DefinitionChanged   ... or differs from the stored copy of the same version
 ├── InputError              the input of a saga is not what its definition asks for
@@ -51,6 +53,26 @@ class UnavailableError(SagaError):
     """The broker or the store cannot be reached; trying again later may help."""
 
     http_status = 503
+
+
+class NobodyAnswered(UnavailableError):
+    """No answer to a query came before its deadline; names the queue it was sent to."""
+
+    http_status = 504
+
+
+class QueryFailed(SagaError):
+    """The handler of a query failed or refused.
+
+    Attributes:
+        kind: Stable machine-readable name: a refusal's code, or the exception's class name.
+    """
+
+    http_status = 502
+
+    def __init__(self, message: str, *, kind: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
 
 
 class DefinitionError(SagaError):

@@ -14,12 +14,24 @@ REPLIES_QUEUE: Final = "saga.replies"
 ORCHESTRATOR_QUEUE: Final = "saga.orchestrator"
 """The default queue of the orchestrator's own Celery app; carries nothing of a saga."""
 
+DEAD_LETTERS_QUEUE: Final = "saga.dead-letters"
+"""Where the buses keep a message that nobody could handle, with the reason in its headers."""
+
+EVENTS_EXCHANGE: Final = "saga.events"
+"""Topic exchange of the event bus; the routing key is the event's name."""
+
+ANSWERS_PREFIX: Final = "saga.answers."
+"""Begins the name of the queue on which a process that asks queries gets its answers."""
+
 # Inbound tasks, on `REPLIES_QUEUE` -----------------------------------------------------------
 
 REPLY_TASK: Final = "saga.reply"
 START_TASK: Final = "saga.start"
 CANCEL_TASK: Final = "saga.cancel"
 SIGNAL_TASK: Final = "saga.signal"
+
+ANSWER_TASK: Final = "saga.answer"
+"""An answer to a query, on the queue of the process that asked."""
 
 INBOUND_TASKS: Final = (REPLY_TASK, START_TASK, CANCEL_TASK, SIGNAL_TASK)
 
@@ -33,6 +45,22 @@ SAGA_DIRECTION: Final = "saga_direction"
 SAGA_ATTEMPT: Final = "saga_attempt"
 SAGA_REPLY_TO: Final = "saga_reply_to"
 SAGA_DEADLINE: Final = "saga_deadline"
+
+# Headers of the buses' messages ----------------------------------------------------------------
+
+SAGA_MESSAGE: Final = "saga_message"
+"""Name of the command, query or event: ``orders.create``."""
+SAGA_MESSAGE_KIND: Final = "saga_message_kind"
+"""``command``, ``query`` or ``event``."""
+SAGA_EVENT_ID: Final = "saga_event_id"
+"""Id of an event, the same for every subscriber; each one's task id is derived from it."""
+SAGA_DEAD_KIND: Final = "saga_dead_kind"
+SAGA_DEAD_REASON: Final = "saga_dead_reason"
+SAGA_DEAD_QUEUE: Final = "saga_dead_queue"
+"""The queue that a dead letter lay in, to which it goes back when it is sent again."""
+SAGA_DEAD_AT: Final = "saga_dead_at"
+
+# Trace context of every message ------------------------------------------------------------------
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
@@ -60,3 +88,13 @@ def participant_queue(task: str) -> str:
         What stands before the first dot (``inventory``), or the whole name where there is none.
     """
     return task.partition(".")[0]
+
+
+def subscriber_queue(service: str, subscriber: str) -> str:
+    """Queue of an event's subscriber, which is also the name of its task.
+
+    Args:
+        service: ``billing``.
+        subscriber: Unique in the service: ``send-invoice``.
+    """
+    return f"{service}.on.{subscriber}"

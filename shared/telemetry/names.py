@@ -26,6 +26,9 @@ SAGA_STATUS: Final = "saga.status"
 SAGA_RECONSTRUCTED: Final = "saga.trace.reconstructed"
 """True on spans that were built from the history of a saga that was not sampled."""
 
+SAGA_MESSAGE: Final = "saga.message"
+"""Name of the command, query or event that a message of the buses is."""
+
 SAGA_ATTRIBUTES: Final = {
     wire.SAGA_ID: SAGA_ID,
     wire.SAGA_NAME: SAGA_NAME,
@@ -33,6 +36,7 @@ SAGA_ATTRIBUTES: Final = {
     wire.SAGA_STEP: SAGA_STEP,
     wire.SAGA_DIRECTION: SAGA_DIRECTION,
     wire.SAGA_ATTEMPT: SAGA_ATTEMPT,
+    wire.SAGA_MESSAGE: SAGA_MESSAGE,
 }
 """Which header of a message becomes which attribute."""
 
@@ -145,6 +149,7 @@ LOG_SAGA_NAME: Final = "saga_name"
 LOG_SAGA_STEP: Final = "saga_step"
 LOG_SAGA_DIRECTION: Final = "saga_direction"
 LOG_SAGA_ATTEMPT: Final = "saga_attempt"
+LOG_SAGA_MESSAGE: Final = "saga_message"
 LOG_TASK_ID: Final = "task_id"
 LOG_TASK_NAME: Final = "task_name"
 LOG_EXCEPTION: Final = "exception"
@@ -157,6 +162,7 @@ LOG_SAGA_KEYS: Final = (
     LOG_SAGA_STEP,
     LOG_SAGA_DIRECTION,
     LOG_SAGA_ATTEMPT,
+    LOG_SAGA_MESSAGE,
 )
 
 _SYSTEMS: Final = {

@@ -17,7 +17,7 @@ from celery.utils.nodenames import anon_nodename
 from kombu import Connection, Exchange, Queue
 
 from shared import names
-from shared.broker_transport import BROKER_ERRORS, transport_for
+from shared.broker_transport import BROKER_ERRORS, confirm_on_rabbitmq, transport_for
 from shared.codec import task_body
 from shared.envelope import CONTENT_ENCODING, CONTENT_TYPE, PERSISTENT, envelope
 from shared.envelope import headers as task_headers
@@ -26,7 +26,6 @@ from shared.kombu_redis import Channel as RedisChannel
 from shared.messages import Execution, Outcome, Reply
 from workers.sdk.command import StepCommand
 
-_CONFIRM: Final = "confirm_publish"
 _RETRY: Final = {
     # About ten seconds: longer than a broker's restart, shorter than a step's usual timeout.
     "max_retries": 14,
@@ -123,7 +122,7 @@ def _direct(app: Celery[Any]) -> _Direct:
 
 def _publish(app: Celery[Any], queue: str, headers: dict[str, Any], body: bytes) -> None:
     """Publish by kombu, which tries again while the broker is away."""
-    _confirm_on_rabbitmq(app)
+    confirm_on_rabbitmq(app)
     with app.producer_pool.acquire(block=True) as producer:
         producer.publish(
             body,
@@ -164,9 +163,3 @@ def _id_of(command: StepCommand) -> str:
 def _queue(name: str) -> Queue:
     # Not `app.amqp.queues[name]`: that adds the queue to those that this app's own worker consumes.
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
-
-
-def _confirm_on_rabbitmq(app: Celery[Any]) -> None:
-    options = app.conf.broker_transport_options
-    if _CONFIRM not in options and str(app.conf.broker_write_url).startswith(("amqp", "pyamqp")):
-        app.conf.broker_transport_options = {**options, _CONFIRM: True}
