@@ -18,6 +18,8 @@ from shared import faults
 from shared.backoff import Backoff, delay
 from shared.clock import monotonic
 from shared.errors import UnavailableError
+from shared.telemetry import names
+from shared.telemetry.metrics import catalog
 
 TIMER_INTERVAL: Final = timedelta(milliseconds=200)
 SETTLE_INTERVAL: Final = timedelta(seconds=1)
@@ -108,10 +110,13 @@ class Coordinator:
         return received
 
     def _handle(self, deliveries: list[Delivery]) -> None:
+        catalog.BATCH_MESSAGES.record(len(deliveries))
+        begun_at = monotonic()
         # They are not acknowledged yet: if the store stays away and we die, they come again.
         while not self._store.attempt(lambda: self._engine.handle(deliveries)):
             if self._stopping.is_set():
                 return
+        catalog.BATCH_DURATION.record(monotonic() - begun_at)
         faults.reach("orchestrator:after-publish-before-ack")
         self._broker.attempt(lambda: self._engine.transport.acknowledge(deliveries))
 
@@ -180,5 +185,6 @@ class Dependency:
                 away_seconds=away,
                 attempts=self._failures,
             )
+            catalog.RECONNECTS.add(1, {names.DEPENDENCY: self._name})
             self._failures = 0
         return True

@@ -11,7 +11,7 @@ from typing import Final, assert_never
 import msgspec
 import structlog
 
-from orchestrator import journal
+from orchestrator import journal, metrics
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event, Recorded
@@ -374,7 +374,10 @@ class Engine:
         except UnavailableError:
             self._published |= published
             raise
-        journal.narrate([one for one in changes if one.row.saga_id not in conflicts], letters)
+        committed = [one for one in changes if one.row.saga_id not in conflicts]
+        journal.narrate(committed, letters)
+        metrics.committed(committed, batch.before, self.definition_of)
+        metrics.set_aside(conflicts=len(conflicts), letters=len(letters))
         return conflicts
 
     def _publish(self, commands: Sequence[Command]) -> bool:
@@ -387,9 +390,11 @@ class Engine:
         except UnavailableError as error:
             # They stay in the outbox: whoever sweeps it next sends them.
             log.warning("outbox.publish_failed", commands=len(commands), error=str(error))
+            metrics.published(0)
             return False
         ids = [command.id for command in commands]
         self._tracing.published(ids, begun_at, self._clock())
+        metrics.published(len(ids))
         self._published.update(ids)
         return True
 
@@ -474,6 +479,7 @@ class _Batch:
 
     def __init__(self, now: datetime, rows: dict[str, SagaRow]) -> None:
         self.now = now
+        self.before = dict(rows)
         self.rows = rows
         self._changes: dict[str, Change] = {}
 

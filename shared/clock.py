@@ -13,6 +13,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def unix_time() -> float:
+    """Seconds since 1970, for formats that want a number."""
+    return time.time()
+
+
 def monotonic() -> float:
     """Seconds since an arbitrary moment; only differences mean anything."""
     return time.monotonic()

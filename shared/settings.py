@@ -39,6 +39,9 @@ class Settings(BaseSettings):
         log_file_bytes_max: Size at which a log file is put aside; 0 for never.
         log_rotate_every: Time after which it is put aside, too; counted in UTC.
         log_files_max: Old log files of a service that are kept.
+        metrics_port: Port of a worker's metrics for Prometheus; 0 is a free one, none is off.
+        metrics_host: Address that it listens on.
+        metrics_label_values_max: Most values of a label of a metric that are kept apart.
     """
 
     model_config = SettingsConfigDict(env_prefix="SAGA_", env_ignore_empty=True, extra="ignore")
@@ -61,6 +64,9 @@ class Settings(BaseSettings):
     log_file_bytes_max: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     log_rotate_every: Annotated[timedelta, Field(ge=timedelta(seconds=1))] | None = None
     log_files_max: Annotated[int, Field(ge=0, le=100_000)] = 10
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_label_values_max: Annotated[int, Field(ge=1, le=10_000)] = 100
 
     @field_validator("definitions", mode="before")
     @classmethod

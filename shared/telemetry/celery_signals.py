@@ -1,4 +1,4 @@
-"""Traces and logs of Celery workers, in every pool.
+"""Traces, metrics and logs of Celery workers, in every pool.
 
 Everything is set up in the worker's main process, before the pool: a forked child inherits it,
 threads and greenlets share it, and a child that is spawned, not forked, comes here by itself. Spans
@@ -17,6 +17,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 import click
+import structlog
 from celery import Celery, Task, signals
 from click.core import ParameterSource
 from opentelemetry import trace
@@ -28,6 +29,8 @@ from shared.errors import ConfigurationError
 from shared.settings import Settings
 from shared.telemetry import current, logs, names, setup
 from shared.telemetry.config import tracing_config
+from shared.telemetry.metrics import setup as metrics
+from shared.telemetry.metrics.config import metrics_config
 from shared.telemetry.sending import trace_sending
 from shared.telemetry.spans import AttributeValue, SpanError
 
@@ -38,18 +41,19 @@ _TOKEN: Final = "saga_log_token"  # noqa: S105 - of a context variable
 _LOGGED_HEADERS: Final = (*names.LOG_SAGA_KEYS, wire.TRACEPARENT)
 _GIVEN: Final = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
 
+_log = structlog.stdlib.get_logger(__name__)
 _installed: WeakSet[Celery[Any]] = WeakSet()
 _active: "_WorkerTelemetry | None" = None
 
 
 def install_telemetry(app: Celery[Any], service: str, *, settings: Callable[[], Settings]) -> None:
-    """Trace what an app sends, and set up traces and logs in its workers, once they start.
+    """Trace what an app sends, and set up telemetry in its workers, once they start.
 
     Args:
         app: The app; a second call for it does nothing.
         service: ``service.name`` of a worker without exactly one queue (``-Q inventory`` is the
             service ``inventory``); OTEL_SERVICE_NAME wins over both.
-        settings: Where logs and traces go.
+        settings: Where logs, traces and metrics go.
     """
     if app in _installed:
         return
@@ -97,6 +101,7 @@ class _WorkerTelemetry:
         try:
             settings = self._settings()
             config = tracing_config(self._service, home=settings.home)
+            metrics_url = metrics.start(metrics_config(config, settings))
         except ConfigurationError as error:
             raise as_shown(error) from error
         logs.configure_from(
@@ -106,6 +111,8 @@ class _WorkerTelemetry:
             file=Path(logfile) if logfile else None,
         )
         setup.start(self._service, config)
+        if metrics_url:
+            _log.info("metrics.serving", url=metrics_url)
         self._system = names.messaging_system(self._app.conf.broker_read_url)
         if not self._started:
             self._started = True
@@ -123,6 +130,7 @@ class _WorkerTelemetry:
         signals.task_failure.connect(self.on_failure, weak=False)
         signals.task_postrun.connect(self.on_postrun, weak=False)
         # A child that is recycled or stopped loses its last spans without this (FACTS.md, L3).
+        signals.worker_process_init.connect(_child_started, weak=False)
         signals.worker_process_shutdown.connect(_shutdown, weak=False)
         signals.worker_shutdown.connect(_shutdown, weak=False)
 
@@ -180,8 +188,13 @@ class _WorkerTelemetry:
             logs.unbind(token)
 
 
+def _child_started(**_: Any) -> None:
+    metrics.start_child()
+
+
 def _shutdown(**_: Any) -> None:
     setup.shutdown()
+    metrics.shutdown()  # last: it says what became of the spans
 
 
 def _level_was_given() -> bool:

@@ -1,4 +1,4 @@
-"""The vocabulary of traces and logs: span names, attribute keys, log keys. They stand here only.
+"""The vocabulary: span names, attribute keys, metrics, log keys. They stand here only.
 
 Attributes follow the OpenTelemetry semantic conventions, version 1.44.0, where they have a name for
 the thing (a test compares the keys with the package that is generated from them); spans of messaging
@@ -130,6 +130,46 @@ SERVICE_INSTANCE_ID: Final = "service.instance.id"
 DEPLOYMENT_ENVIRONMENT: Final = "deployment.environment.name"
 
 INSTRUMENTATION_SCOPE: Final = "saga"
+
+# Metrics -------------------------------------------------------------------------------------
+# As OpenTelemetry names them. Prometheus sees `saga.step.attempts` as `saga_step_attempts_total`.
+
+METRIC_STARTED: Final = "saga.started"
+METRIC_COMPLETED: Final = "saga.completed"
+METRIC_COMPENSATED: Final = "saga.compensated"
+METRIC_STUCK: Final = "saga.stuck"
+METRIC_COMPENSATIONS: Final = "saga.compensations"
+METRIC_DURATION: Final = "saga.duration"
+METRIC_STEP_ATTEMPTS: Final = "saga.step.attempts"
+METRIC_STEP_RETRIES: Final = "saga.step.retries"
+METRIC_STEP_DURATION: Final = "saga.step.duration"
+METRIC_STEP_QUEUE_WAIT: Final = "saga.step.queue_wait"
+METRIC_BATCH_MESSAGES: Final = "saga.batch.messages"
+METRIC_BATCH_DURATION: Final = "saga.batch.duration"
+METRIC_COMMANDS_PUBLISHED: Final = "saga.commands.published"
+METRIC_PUBLISH_FAILURES: Final = "saga.publish.failures"
+METRIC_STORE_CONFLICTS: Final = "saga.store.conflicts"
+METRIC_DEAD_LETTERED: Final = "saga.dead_lettered"
+METRIC_RECONNECTS: Final = "saga.reconnects"
+METRIC_COORDINATOR_UP: Final = "saga.coordinator.up"
+METRIC_DEPENDENCY_UP: Final = "saga.dependency.up"
+METRIC_IN_FLIGHT: Final = "saga.in_flight"
+METRIC_TIMERS_LATE: Final = "saga.timers.late"
+METRIC_TIMERS_LATENESS: Final = "saga.timers.lateness"
+METRIC_OUTBOX_SIZE: Final = "saga.outbox.size"
+METRIC_OUTBOX_AGE: Final = "saga.outbox.age"
+METRIC_DEAD_LETTERS: Final = "saga.dead_letters"
+METRIC_PARTICIPANT_DURATION: Final = "saga.participant.duration"
+METRIC_PARTICIPANT_LOST: Final = "saga.participant.lost"
+METRIC_SPANS: Final = "saga.spans"
+METRIC_SPANS_QUEUED: Final = "saga.spans.queued"
+METRIC_PROCESSES: Final = "saga.processes"
+
+SAGA_CAUSE: Final = "saga.cause"
+"""Why a saga turned back: ``rejected``, ``failed``, ``timed_out``, ``cancelled``, ``deadline``."""
+SAGA_TASK: Final = "saga.task"
+DEPENDENCY: Final = "dependency"
+STATE: Final = "state"
 
 # Keys of a log line --------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from typing_extensions import override
 
 from shared.errors import DecodeError
 from shared.messages import Failed, Failure
-from shared.telemetry import logs
+from shared.telemetry import logs, names
+from shared.telemetry.metrics.catalog import PARTICIPANT_LOST
 from workers.sdk.command import command_of, is_command
 from workers.sdk.outcome import failure
 from workers.sdk.reply import send_reply
@@ -78,7 +79,7 @@ class StepRequest(Request):
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, TimeLimitExceeded):
             self._answer(failure(TIME_LIMIT_EXCEEDED, str(error), retryable=True))
-        elif not return_ok and self._was_lost(error) and _count_loss(self.id) >= WORKER_LOSSES_MAX:
+        elif not return_ok and self._was_lost(error) and self._count_loss() >= WORKER_LOSSES_MAX:
             text = f"The step killed its worker process {WORKER_LOSSES_MAX} times: {error}"
             self._answer(failure(WORKER_LOST, text, retryable=False))
             # Acknowledged instead of requeued, and marked as a failure.
@@ -91,6 +92,10 @@ class StepRequest(Request):
         if self._already_cancelled or self._already_revoked:
             return False
         return isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
+
+    def _count_loss(self) -> int:
+        PARTICIPANT_LOST.add(1, {names.SAGA_TASK: self.name})
+        return _count_loss(self.id)
 
     def _answer(self, why: Failure) -> None:
         headers = self.message.headers

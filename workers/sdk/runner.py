@@ -22,6 +22,7 @@ from shared.messages import Execution, Failed, Failure, Outcome, Rejected, Succe
 from shared.settings import settings
 from shared.telemetry import current, logs
 from shared.telemetry import names as vocabulary
+from shared.telemetry.metrics.catalog import PARTICIPANT_DURATION
 from workers.sdk.barrier import Verdict
 from workers.sdk.command import StepCommand, command_of
 from workers.sdk.outcome import Fail, Reject, failure, failure_of, succeeded_with
@@ -31,6 +32,8 @@ RESULT_NOT_JSON: Final = "ResultNotJson"
 RESULT_TOO_LARGE: Final = "ResultTooLarge"
 IGNORED: Final = "Ignored"
 MESSAGE_REJECTED: Final = "MessageRejected"
+
+_OUTCOMES: Final = {Succeeded: "succeeded", Rejected: "rejected", Failed: "failed"}
 
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
@@ -96,12 +99,21 @@ def run_step(
             error = raised
             outcome = _outcome_of(raised, command)
         faults.reach(faults.AFTER_COMMIT, task.name)
+        ended_at = utc_now()
         execution = Execution(
-            worker=str(task.request.hostname), started_at=started_at, ended_at=utc_now()
+            worker=str(task.request.hostname), started_at=started_at, ended_at=ended_at
         )
         send_reply(task.app, command, outcome, execution)
         faults.reach(faults.AFTER_REPLY, task.name)
         _say(outcome, note)
+        PARTICIPANT_DURATION.record(
+            (ended_at - started_at).total_seconds(),
+            {
+                vocabulary.SAGA_TASK: task.name,
+                vocabulary.SAGA_DIRECTION: command.direction,
+                vocabulary.SAGA_OUTCOME: note or _OUTCOMES[type(outcome)],
+            },
+        )
         if error is not None:
             raise error
         if isinstance(outcome, Rejected):

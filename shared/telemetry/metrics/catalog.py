@@ -1,0 +1,155 @@
+"""Every metric of the product. docs/metrics.md lists them, and a test holds it to this file."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from opentelemetry.metrics import Observation
+
+from shared.telemetry import names, setup
+from shared.telemetry.metrics import COUNTS, counter, histogram, observe, up_down_counter
+
+_SAGA: Final = (names.SAGA_NAME,)
+_STEP: Final = (names.SAGA_NAME, names.SAGA_STEP, names.SAGA_DIRECTION)
+
+# Sagas, by the orchestrator that commits what happens to them ----------------------------------
+
+STARTED = counter(
+    names.METRIC_STARTED,
+    unit="{saga}",
+    description="Sagas that were taken up: counted with the first outcome of a step.",
+    labels=_SAGA,
+)
+COMPLETED = counter(
+    names.METRIC_COMPLETED,
+    unit="{saga}",
+    description="Sagas of which every step succeeded.",
+    labels=_SAGA,
+)
+COMPENSATED = counter(
+    names.METRIC_COMPENSATED,
+    unit="{saga}",
+    description="Sagas that were undone, whole.",
+    labels=_SAGA,
+)
+STUCK = counter(
+    names.METRIC_STUCK,
+    unit="{saga}",
+    description="Times that a saga got stuck: a person has to decide.",
+    labels=_SAGA,
+)
+COMPENSATIONS = counter(
+    names.METRIC_COMPENSATIONS,
+    unit="{saga}",
+    description="Sagas that turned back, by the first thing that went wrong.",
+    labels=(names.SAGA_NAME, names.SAGA_CAUSE),
+)
+DURATION = histogram(
+    names.METRIC_DURATION,
+    description="From the start of a saga to its end.",
+    labels=(names.SAGA_NAME, names.SAGA_STATUS),
+)
+STEP_ATTEMPTS = counter(
+    names.METRIC_STEP_ATTEMPTS,
+    unit="{attempt}",
+    description="Attempts of steps that have ended, by outcome.",
+    labels=(*_STEP, names.SAGA_OUTCOME),
+)
+STEP_RETRIES = counter(
+    names.METRIC_STEP_RETRIES,
+    unit="{attempt}",
+    description="Attempts that went wrong and are followed by another one.",
+    labels=_STEP,
+)
+STEP_DURATION = histogram(
+    names.METRIC_STEP_DURATION,
+    description="How long an attempt ran, by the participant's clock.",
+    labels=(*_STEP, names.SAGA_OUTCOME),
+)
+STEP_QUEUE_WAIT = histogram(
+    names.METRIC_STEP_QUEUE_WAIT,
+    description="From the decision to send a command until a worker began it.",
+    labels=_STEP,
+)
+
+# The orchestrator's own work ------------------------------------------------------------------
+
+BATCH_MESSAGES = histogram(
+    names.METRIC_BATCH_MESSAGES,
+    unit="{message}",
+    description="Messages that were handled in one transaction.",
+    bounds=COUNTS,
+)
+BATCH_DURATION = histogram(
+    names.METRIC_BATCH_DURATION,
+    description="How long a batch took: decide, commit, publish.",
+)
+COMMANDS_PUBLISHED = counter(
+    names.METRIC_COMMANDS_PUBLISHED,
+    unit="{command}",
+    description="Commands that the broker has taken.",
+)
+PUBLISH_FAILURES = counter(
+    names.METRIC_PUBLISH_FAILURES,
+    unit="{failure}",
+    description="Times that the broker did not take commands; they stay in the outbox.",
+)
+STORE_CONFLICTS = counter(
+    names.METRIC_STORE_CONFLICTS,
+    unit="{saga}",
+    description="Changes that were decided anew because somebody else was faster.",
+)
+DEAD_LETTERED = counter(
+    names.METRIC_DEAD_LETTERED,
+    unit="{message}",
+    description="Messages that nobody could act on.",
+)
+RECONNECTS = counter(
+    names.METRIC_RECONNECTS,
+    unit="{reconnect}",
+    description="Times that broker or store came back after they had been away.",
+    labels=(names.DEPENDENCY,),
+)
+
+# Participants ---------------------------------------------------------------------------------
+
+PARTICIPANT_DURATION = histogram(
+    names.METRIC_PARTICIPANT_DURATION,
+    description="How long a worker took for an attempt, its commit included.",
+    labels=(names.SAGA_TASK, names.SAGA_DIRECTION, names.SAGA_OUTCOME),
+)
+PARTICIPANT_LOST = counter(
+    names.METRIC_PARTICIPANT_LOST,
+    unit="{process}",
+    description="Worker processes that were killed in a step.",
+    labels=(names.SAGA_TASK,),
+)
+
+# Every process --------------------------------------------------------------------------------
+
+PROCESSES = up_down_counter(
+    names.METRIC_PROCESSES,
+    unit="{process}",
+    description="Processes whose metrics these are: the main process and its children.",
+)
+
+
+def _spans() -> Iterable[Observation]:
+    found = setup.stats()
+    for state in ("exported", "dropped", "failed"):
+        yield Observation(getattr(found, state), {names.STATE: state})
+
+
+observe(
+    names.METRIC_SPANS,
+    _spans,
+    unit="{span}",
+    description="What became of finished spans: exported, dropped, failed.",
+    labels=(names.STATE,),
+    counts=True,
+)
+observe(
+    names.METRIC_SPANS_QUEUED,
+    lambda: setup.stats().queued,
+    unit="{span}",
+    description="Spans that wait for their export.",
+)
