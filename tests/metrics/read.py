@@ -4,6 +4,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -14,7 +15,8 @@ class Scrape:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.families = {one.name: one for one in text_string_to_metric_families(text)}
+        parsed = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        self.families: dict[str, Metric] = {one.name: one for one in parsed}
         self.samples = [sample for one in self.families.values() for sample in one.samples]
 
     def value(self, name: str, **labels: str) -> float:

@@ -10,6 +10,11 @@ from shared.telemetry.metrics.config import MetricsConfig, metrics_config
 
 def config(port: int | None = None, **environ: str) -> MetricsConfig:
     """What these variables mean."""
+    return config_of(environ, port)
+
+
+def config_of(environ: dict[str, str], port: int | None = None) -> MetricsConfig:
+    """What these variables mean."""
     tracing = tracing_config("inventory", home=Path(), environ=environ)
     return metrics_config(tracing, Settings(metrics_port=port), environ=environ)
 
@@ -56,7 +61,7 @@ def test_opentelemetrys_variables_win(
     port: int | None, environ: dict[str, str], expected: int | None
 ) -> None:
     """The standard ones over OPENTELEMETRY_ ones, and both over the setting."""
-    assert expected == config(port, **environ).prometheus_port
+    assert expected == config_of(environ, port).prometheus_port
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_the_collector_is_that_of_the_traces_unless_it_has_its_own(
     environ: dict[str, str], protocol: str, endpoint: str
 ) -> None:
     """The standard variables, and their OPENTELEMETRY_ siblings."""
-    found = config(OTEL_METRICS_EXPORTER="otlp", **environ)
+    found = config_of({"OTEL_METRICS_EXPORTER": "otlp", **environ})
     assert (protocol, endpoint, None) == (
         found.otlp_protocol,
         found.otlp_endpoint,
@@ -114,7 +119,7 @@ def test_the_collector_is_that_of_the_traces_unless_it_has_its_own(
 def test_a_wrong_value_is_named(environ: dict[str, str], message: str) -> None:
     """Variable, value, and what is allowed."""
     with pytest.raises(ConfigurationError) as raised:
-        config(**environ)
+        config_of(environ)
     assert message in raised.value.message
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pytest
 from opentelemetry import metrics as api
 from opentelemetry import trace
+from opentelemetry.context import Context
 
 from shared.telemetry import names
 from shared.telemetry.metrics import (
@@ -36,7 +37,7 @@ def values(registry: Registry, name: str) -> dict[Labels, float]:
     return {one.labels: one.value for one in family(registry, name).series}
 
 
-def in_span(sampled: bool) -> "trace.Context":
+def in_span(sampled: bool) -> Context:
     """A context whose current span has the ids above."""
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if sampled else 0)
     context = trace.SpanContext(int(TRACE_ID, 16), int(SPAN_ID, 16), False, flags)

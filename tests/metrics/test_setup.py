@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from typing_extensions import override
 
 from shared.errors import ConfigurationError
 from shared.telemetry.metrics import counter, gauge, histogram, setup, up_down_counter
@@ -52,6 +53,7 @@ class Collector:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
+            @override
             def log_message(self, *_: object) -> None:
                 pass
 

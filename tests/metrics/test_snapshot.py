@@ -197,14 +197,14 @@ def test_openmetrics_has_everything() -> None:
     """The parser of the Prometheus project reads it, exemplars included."""
     exemplar = Exemplar(1.5, "a" * 32, "b" * 16, 100.25)
     given = snapshot(
-        numbers("saga.started", "counter", 3, region='quo"te\n'),
+        numbers("saga.started", "counter", 3, region='two"words\n'),
         numbers("level", "gauge", 2.5),
         times([1, 2, 0], b1=exemplar),
     )
     body, content_type = render(given, {"service.name": "inventory"}, OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     found = Scrape(body.decode())
-    assert 3 == found.value("saga_started_total", region='quo"te\n')
+    assert 3 == found.value("saga_started_total", region='two"words\n')
     assert 2.5 == found.value("level")
     assert [1, 3, 3] == [
         found.value("times_seconds_bucket", le=le) for le in ("1.0", "2.0", "+Inf")
