@@ -11,7 +11,7 @@ from shared.errors import ConfigurationError
 from shared.settings import Settings
 from shared.telemetry import names
 from shared.telemetry.config import TracingConfig
-from shared.telemetry.config import _Environment as Environment
+from shared.telemetry.environment import Environment
 from shared.telemetry.metrics.cardinality import VALUES_MAX
 
 MetricsProtocol = Literal["http", "grpc"]
