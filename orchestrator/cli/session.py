@@ -62,11 +62,17 @@ def acting(service: str = SERVICE) -> Iterator["Client"]:
     the command ends: within the limit that the configuration sets, however slow the collector.
     """
     from orchestrator.bootstrap import make_client
-    from shared.telemetry import setup
+    from shared.telemetry import logs, setup
+    from shared.telemetry.config import tracing_config
+    from shared.telemetry.log_config import log_export_config
 
     import_from_here()
+    tracing = tracing_config(service, home=settings().home)
+    log_export = log_export_config(tracing)
     _log_to_file(service)
-    setup.start(service)
+    if log_export is not None:
+        logs.export(log_export)
+    setup.start(service, tracing)
     try:
         client = make_client(settings())
         try:
@@ -74,7 +80,7 @@ def acting(service: str = SERVICE) -> Iterator["Client"]:
         finally:
             client.close()
     finally:
-        setup.shutdown()
+        logs.end_export(setup.shutdown)
 
 
 def log_folders(configured: "Settings") -> list[Path]:

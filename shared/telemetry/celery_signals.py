@@ -29,6 +29,7 @@ from shared.errors import ConfigurationError
 from shared.settings import Settings
 from shared.telemetry import current, logs, names, setup
 from shared.telemetry.config import tracing_config
+from shared.telemetry.log_config import log_export_config
 from shared.telemetry.metrics import setup as metrics
 from shared.telemetry.metrics.config import metrics_config
 from shared.telemetry.sending import trace_sending
@@ -101,6 +102,7 @@ class _WorkerTelemetry:
         try:
             settings = self._settings()
             config = tracing_config(self._service, home=settings.home)
+            log_export = log_export_config(config)
             metrics_url = metrics.start(metrics_config(config, settings))
         except ConfigurationError as error:
             raise as_shown(error) from error
@@ -110,6 +112,8 @@ class _WorkerTelemetry:
             level=loglevel if loglevel and _level_was_given() else None,
             file=Path(logfile) if logfile else None,
         )
+        if log_export is not None:
+            logs.export(log_export)
         setup.start(self._service, config)
         if metrics_url:
             _log.info("metrics.serving", url=metrics_url)
@@ -193,7 +197,7 @@ def _child_started(**_: Any) -> None:
 
 
 def _shutdown(**_: Any) -> None:
-    setup.shutdown()
+    logs.end_export(setup.shutdown)
     metrics.shutdown()  # last: it says what became of the spans
 
 

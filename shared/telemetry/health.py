@@ -1,4 +1,4 @@
-"""Says once that the export of spans fails, and once that it works again."""
+"""Says once that the export of spans or log records fails, and once that it works again."""
 
 import logging
 from typing import Final
@@ -8,6 +8,7 @@ from typing_extensions import override
 
 _EXPORTER_LOGGERS: Final = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
 )
 
@@ -18,12 +19,14 @@ class ExportHealth:
     """Whether exports succeed; one log line for each change, in place of the exporters' own.
 
     Args:
-        protocol: How spans are exported.
+        protocol: How they are exported.
         where: Endpoint or folder, for the log.
+        signal: What is exported.
     """
 
-    def __init__(self, protocol: str, where: str) -> None:
+    def __init__(self, protocol: str, where: str, *, signal: str = "spans") -> None:
         self._protocol = protocol
+        self._signal = signal
         self._where = where
         self._failing = False
         self._lost = 0
@@ -36,23 +39,29 @@ class ExportHealth:
         """Keep a reason for the log, which the exporter did not log itself."""
         self._heard.text = reason
 
-    def fails(self, spans: int) -> None:
-        """That many spans were lost."""
-        self._lost += spans
+    def fails(self, count: int) -> None:
+        """That many were lost."""
+        self._lost += count
         if not self._failing:
             self._failing = True
             _log.warning(
                 "telemetry.export_failing",
+                signal=self._signal,
                 protocol=self._protocol,
                 endpoint=self._where,
                 reason=self._heard.text,
             )
 
     def works(self) -> None:
-        """Spans have arrived."""
+        """They have arrived."""
         if self._failing:
             self._failing = False
-            _log.warning("telemetry.export_recovered", endpoint=self._where, spans_lost=self._lost)
+            _log.warning(
+                "telemetry.export_recovered",
+                signal=self._signal,
+                endpoint=self._where,
+                **{f"{self._signal}_lost": self._lost},
+            )
             self._lost = 0
 
     def close(self) -> None:

@@ -29,7 +29,8 @@ from typing_extensions import override
 
 from shared.settings import Settings
 from shared.telemetry import names
-from shared.telemetry.current import text_of
+from shared.telemetry.current import error_type, text_of
+from shared.telemetry.log_config import LogExportConfig
 from shared.telemetry.log_file import LogFile, Rotation
 from shared.telemetry.propagation import extract
 
@@ -47,6 +48,7 @@ _BOUND_KEYS: Final = (
     names.LOG_REQUEST_ID,
 )
 
+_exporter: Any = None
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("saga_log_context", default=_NOTHING)
 _tasks: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
 
@@ -136,6 +138,29 @@ def configure_from(
         json=settings.log_format == "json",
         rotation=rotation_of(settings),
     )
+
+
+def export(config: LogExportConfig) -> None:
+    """Send the lines of this process to a collector, too; to be called after `configure`."""
+    global _exporter  # noqa: PLW0603 - a process has one
+    # The SDK is imported only where it is used.
+    from shared.telemetry import log_export
+
+    log_export.start(config)
+    _exporter = log_export
+
+
+def end_export(meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Hand over the last lines, if they are exported at all.
+
+    Args:
+        meanwhile: Something else that takes time at the end; both together have the limit of the
+            configuration.
+    """
+    if _exporter is None:
+        meanwhile()
+    else:
+        _exporter.shutdown_during(meanwhile)
 
 
 def rotation_of(settings: Settings) -> Rotation:
@@ -248,6 +273,41 @@ def _write_all(fd: int, line: bytes) -> None:
     written = os.write(fd, line)
     while written < len(line):
         written += os.write(fd, line[written:])
+
+
+class FieldsFormatter(logging.Formatter):
+    """Gives what a JSON line says as fields, for a handler that does not write lines.
+
+    Not for use by several threads at once: a handler's lock sees to that.
+
+    Args:
+        service: As for `configure`.
+    """
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._fields: EventDict = {}
+        exception = (_name_exception, structlog.processors.format_exc_info)
+        self._inner = structlog.stdlib.ProcessorFormatter(
+            processors=[_Describe(service), *exception, self._keep], pass_foreign_args=True
+        )
+
+    def fields(self, record: logging.LogRecord) -> Mapping[str, Any]:
+        """What the line says."""
+        self._inner.format(record)
+        return self._fields
+
+    def _keep(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
+        self._fields = event
+        return ""
+
+
+def _name_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    given = event.get("exc_info")
+    error = given[1] if isinstance(given, tuple) else sys.exc_info()[1] if given is True else given
+    if isinstance(error, BaseException):
+        event[names.EXCEPTION_TYPE] = error_type(error)
+    return event
 
 
 def _formatter(service: str, *, json: bool) -> structlog.stdlib.ProcessorFormatter:

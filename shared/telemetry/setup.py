@@ -342,7 +342,7 @@ def _exporter(config: TracingConfig) -> SpanExporter:
     headers = dict(config.otlp_headers) or None
     # Each exporter is imported only where it is used: gRPC is megabytes of memory.
     if config.otlp_protocol == "grpc":
-        _make_grpc_cooperate()
+        make_grpc_cooperate()
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
             OTLPSpanExporter as GrpcExporter,
         )
@@ -357,7 +357,7 @@ def _exporter(config: TracingConfig) -> SpanExporter:
     return _FileExporter(config)
 
 
-def _make_grpc_cooperate() -> None:
+def make_grpc_cooperate() -> None:
     """Under gevent, gRPC's waits would block every greenlet of the worker."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("socket"):

@@ -14,6 +14,14 @@ from typing import Any, Literal, Self
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
+    LogsServiceServicer,
+    add_LogsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -23,6 +31,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from typing_extensions import override
 
@@ -69,6 +78,20 @@ class ReceivedSpan:
     event_attributes: tuple[Mapping[str, Any], ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReceivedLog:
+    """A log record as it arrived; ids in hexadecimal digits, empty without a trace."""
+
+    time_ns: int
+    severity: str
+    severity_text: str
+    body: Any
+    attributes: Mapping[str, Any]
+    trace_id: str
+    span_id: str
+    resource: Mapping[str, Any]
+
+
 class OtlpReceiver:
     """Collects spans; use it as a context manager.
 
@@ -81,6 +104,7 @@ class OtlpReceiver:
         self.requests = 0
         self._port = 0
         self._spans: list[ReceivedSpan] = []
+        self._logs: list[ReceivedLog] = []
         self._changed = threading.Condition()
         self._fault: Fault = "none"
         self._fault_over = threading.Event()
@@ -156,6 +180,24 @@ class OtlpReceiver:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def logs(self) -> list[ReceivedLog]:
+        """The log records that have arrived, in the order of arrival."""
+        with self._changed:
+            return list(self._logs)
+
+    def receive_logs(self, body: ExportLogsServiceRequest) -> bool:
+        """Take a request with log records; False when it is to be refused."""
+        with self._changed:
+            self.requests += 1
+        if self._fault == "slow":
+            self._fault_over.wait(SLOW_SECONDS_MAX)
+        if self._fault == "unavailable":
+            return False
+        with self._changed:
+            self._logs.extend(_logs(body))
+            self._changed.notify_all()
+        return True
+
     def receive(self, body: ExportTraceServiceRequest) -> bool:
         """Take a request; False when it is to be refused."""
         with self._changed:
@@ -177,7 +219,10 @@ class OtlpReceiver:
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["content-length"]))
-                if self.path != "/v1/traces":
+                if self.path == "/v1/logs":
+                    took = receiver.receive_logs(ExportLogsServiceRequest.FromString(raw))
+                    self._answer(200 if took else 503)
+                elif self.path != "/v1/traces":
                     self._answer(404)
                 elif receiver.receive(ExportTraceServiceRequest.FromString(raw)):
                     self._answer(200, ExportTraceServiceResponse().SerializeToString())
@@ -223,7 +268,17 @@ class OtlpReceiver:
                     context.abort(grpc.StatusCode.UNAVAILABLE, "as asked")
                 return ExportTraceServiceResponse()
 
+        class LogsServicer(LogsServiceServicer):
+            @override
+            def Export(
+                self, request: ExportLogsServiceRequest, context: Any
+            ) -> ExportLogsServiceResponse:
+                if not receiver.receive_logs(request):
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "as asked")
+                return ExportLogsServiceResponse()
+
         server = grpc.server(ThreadPoolExecutor(max_workers=4))
+        add_LogsServiceServicer_to_server(LogsServicer(), server)  # type: ignore[no-untyped-call]
         add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
         self._port = server.add_insecure_port(f"{_LOOPBACK}:{self._port}")
         server.start()
@@ -280,6 +335,24 @@ class _Server(ThreadingHTTPServer):
     def cut_connections(self) -> None:
         for request in tuple(self._open):
             self.shutdown_request(request)
+
+
+def _logs(body: ExportLogsServiceRequest) -> Iterator[ReceivedLog]:
+    for resource_logs in body.resource_logs:
+        resource = _attributes(resource_logs.resource.attributes)
+        for scope_logs in resource_logs.scope_logs:
+            for one in scope_logs.log_records:
+                number = SeverityNumber.Name(one.severity_number)
+                yield ReceivedLog(
+                    time_ns=one.time_unix_nano,
+                    severity=number.removeprefix("SEVERITY_NUMBER_").lower(),
+                    severity_text=one.severity_text,
+                    body=_value(one.body),
+                    attributes=_attributes(one.attributes),
+                    trace_id=one.trace_id.hex(),
+                    span_id=one.span_id.hex(),
+                    resource=resource,
+                )
 
 
 def _spans(body: ExportTraceServiceRequest) -> Iterator[ReceivedSpan]:

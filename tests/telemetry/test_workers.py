@@ -146,7 +146,9 @@ def test_every_pool_gives_a_process_span_and_lines_with_its_ids(
 ) -> None:
     """Whatever the pool, a task is one CONSUMER span and its lines carry it (FACTS, L5)."""
     worker = start_worker(
-        *("-P", pool, "-c", "2", "-Q", "inventory"), **otlp_http.environment
+        *("-P", pool, "-c", "2", "-Q", "inventory"),
+        **otlp_http.environment,
+        OTEL_LOGS_EXPORTER="otlp",
     ).ready()
     traces = worker.send("inventory.reserve", 4)
     (failed,) = worker.send("inventory.fail")
@@ -185,6 +187,13 @@ def test_every_pool_gives_a_process_span_and_lines_with_its_ids(
             if line["logger"] in {"tests.worker", "a.library", "celery.app.trace"}
         )
         assert ("reserved", "number 0") == (ours["event"], library["event"])
+        records = {one.body: one for one in otlp_http.logs() if one.trace_id == trace_id}
+        for line in (ours, library, succeeded):
+            record = records[line["event"]]
+            assert ("inventory", line["span_id"]) == (
+                record.resource["service.name"],
+                record.span_id,
+            )
         assert "succeeded" in succeeded["event"]
         for line in (ours, library, succeeded):
             assert {
