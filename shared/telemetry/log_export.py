@@ -211,7 +211,7 @@ class _Receiver:
 
     def close(self) -> None:
         with suppress_instrumentation():
-            self._exporter.shutdown()
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # of the SDK
         self._health.close()
 
 
