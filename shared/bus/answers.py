@@ -21,8 +21,8 @@ from kombu import Connection, Consumer
 
 from shared import names
 from shared.backoff import Backoff, delay
+from shared.broker_transport import BROKER_ERRORS
 from shared.bus import replying
-from shared.bus.publisher import BROKER_ERRORS
 from shared.ids import new_span_id
 from shared.messages import Failed, Succeeded
 from shared.telemetry import logs

@@ -15,8 +15,9 @@ from celery import Celery
 from kombu.message import Message as BrokerMessage
 
 from shared import names
+from shared.broker_transport import BROKER_ERRORS
 from shared.bus.envelope import DEAD_HEADERS
-from shared.bus.publisher import BROKER_ERRORS, Publisher, queue_of
+from shared.bus.publisher import Publisher, queue_of
 from shared.clock import utc_now
 from shared.errors import UnavailableError
 from shared.messages import Failure

@@ -7,8 +7,8 @@
 
     EventBus(app, service="orders").publish(OrderCreated(order_id="o-1"))
 
-A subscriber's queue is made when a worker first runs it, and is durable: from then on it collects
-events while no worker is up. It stays until `EventBus.forget`.
+A subscriber's queue is made when a worker first runs it, or by `EventBus.declare`. It is durable:
+from then on it collects events while no worker is up. It stays until `EventBus.forget`.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 from celery import Celery
 
+from shared.broker_transport import BROKER_ERRORS
 from shared.bus.envelope import message_headers
 from shared.bus.handling import register
 from shared.bus.policy import RetryPolicy
-from shared.bus.publisher import BROKER_ERRORS, delete_subscriber
+from shared.bus.publisher import delete_subscriber
 from shared.bus.registry import Bus, Handling
 from shared.bus.tracing import sending
 from shared.contract import Event, encoded, wire_of
@@ -107,6 +108,22 @@ class EventBus(Bus):
             return function
 
         return decorate
+
+    def declare(self) -> None:
+        """Make the queues of all subscribers now, so that they collect before a worker runs.
+
+        Raises:
+            UnavailableError: The broker is away.
+        """
+        try:
+            with self._app.connection_for_write() as connection, connection.channel() as channel:
+                for queue in self._registry.subscriber_queues(self._service):
+                    queue.bind(channel).declare()
+        except BROKER_ERRORS as error:
+            raise UnavailableError(
+                f"The queues of {self._service!r} cannot be declared: {error}.",
+                hint="Check the app's broker URL, and that the broker runs.",
+            ) from error
 
     def forget(self, name: str) -> None:
         """Delete the queue of a subscriber that the code does not have any more.

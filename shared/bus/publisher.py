@@ -12,28 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu import Exchange, Producer, Queue
-from kombu.exceptions import KombuError
 from kombu.pools import ProducerPool
 from kombu.transport.pyamqp import Channel as AmqpChannel
 from kombu.transport.virtual.exchange import TopicExchange
 from kombu.utils.url import maybe_sanitize_url
-from redis.exceptions import RedisError
 
 from shared import names
-from shared.broker_transport import confirm_on_rabbitmq
+from shared.broker_transport import BROKER_ERRORS, confirm_on_rabbitmq
 from shared.errors import UnavailableError
-
-BROKER_ERRORS: Final = (OSError, AMQPError, KombuError, RedisError)
-"""What means that the broker is away. kombu's own list has `KeyError` in it, which hides bugs."""
 
 EVENTS: Final = Exchange(names.EVENTS_EXCHANGE, type="topic", durable=True)
 
 _PERSISTENT: Final = 2
 _RETRY: Final[dict[str, Any]] = {
-    # About ten seconds: longer than a broker's restart.
+    # With Celery's connection timeout of four seconds, a broker is given up after six.
     "max_retries": 14,
     "interval_start": 0,
     "interval_step": 0.2,
@@ -122,7 +116,7 @@ class Publisher:
                 connection.ensure(producer, publish, **_RETRY)(producer)
         except BROKER_ERRORS as error:
             raise UnavailableError(
-                f"The broker {_shown(self._app.conf.broker_write_url)} cannot be used: {error}.",
+                f"The broker {_shown(self._app.conf.broker_write_url)} cannot be used: {str(error).rstrip('.')}.",
                 hint="Check the app's broker URL, and that the broker runs.",
             ) from error
 

@@ -25,12 +25,12 @@ from shared.bus.envelope import message_headers
 from shared.bus.handling import register
 from shared.bus.policy import RetryPolicy
 from shared.bus.registry import Bus, Handling
-from shared.bus.tracing import sending
+from shared.bus.tracing import asking, sending
 from shared.clock import monotonic, utc_now
-from shared.contract import Answer, Query, decoded_answer, encoded, wire_of
+from shared.contract import Answer, Query, Wire, decoded_answer, encoded, wire_of
 from shared.errors import DefinitionError, NobodyAnswered, QueryFailed
 from shared.ids import new_saga_id
-from shared.messages import Failed
+from shared.messages import Failed, Succeeded
 from shared.settings import settings
 
 TIMEOUT_DEFAULT: Final = timedelta(seconds=5)
@@ -86,13 +86,22 @@ class QueryBus(Bus):
         headers = message_headers(wire, query_id)
         headers[names.SAGA_REPLY_TO] = answers.queue
         headers[names.SAGA_DEADLINE] = (utc_now() + timeout).isoformat()
-        waiting = answers.expect(query_id, ends - monotonic())
-        try:
-            with sending(self._app, wire.queue, headers):
-                self._registry.publisher.send(wire.queue, body, headers, reply_to=answers.queue)
-            outcome = waiting.wait(ends - monotonic())
-        finally:
-            answers.forget(query_id)
+        with asking(wire):
+            waiting = answers.expect(query_id, ends - monotonic())
+            try:
+                with sending(self._app, wire.queue, headers):
+                    self._registry.publisher.send(
+                        wire.queue, body, headers, reply_to=answers.queue
+                    )
+                outcome = waiting.wait(ends - monotonic())
+            finally:
+                answers.forget(query_id)
+            return self._result(query, wire, timeout, outcome)
+
+    @staticmethod
+    def _result(
+        query: Query[Answer], wire: Wire, timeout: timedelta, outcome: Succeeded | Failed | None
+    ) -> Answer:
         if outcome is None:
             raise NobodyAnswered(
                 f"Nobody answered the query {wire.name!r} on queue {wire.queue!r} "

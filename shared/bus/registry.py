@@ -96,10 +96,17 @@ class Registry:
         for one in self._by_task.values():
             if one.kind == "event":
                 if selected is None or one.service in selected or one.queue in selected:
-                    event = wire_of(one.message).name
-                    queues.select_add(SubscriberQueue(one.queue, EVENTS, routing_key=event))
+                    queues.select_add(_subscriber_queue(one))
             elif selected is None:
                 queues.select_add(queues[one.queue])
+
+    def subscriber_queues(self, service: str) -> list[Queue]:
+        """The queues of a service's subscribers, bound to their events."""
+        return [
+            _subscriber_queue(one)
+            for one in self._by_task.values()
+            if one.kind == "event" and one.service == service
+        ]
 
 
 class SubscriberQueue(Queue):
@@ -134,6 +141,10 @@ class SubscriberQueue(Queue):
             # kombu binds once in a process, and does not look whether Redis still knows it.
             state.binding_delete(self.name, EVENTS.name, self.routing_key)
         super().queue_bind(nowait=nowait, channel=channel)
+
+
+def _subscriber_queue(handling: Handling) -> Queue:
+    return SubscriberQueue(handling.queue, EVENTS, routing_key=wire_of(handling.message).name)
 
 
 def address(headers: Any, queue: str) -> None:

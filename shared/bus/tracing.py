@@ -6,18 +6,28 @@ attempt: attempts are siblings.
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from celery import Celery
 from opentelemetry import propagate, trace
 
-from shared import names as wire_names
+from shared import names as wire
+from shared.contract import Wire
 from shared.messages import Failure
-from shared.telemetry import current, logs, names
+from shared.telemetry import current, logs, names, operations, tracing
+from shared.telemetry.header_propagator import parent_context
 from shared.telemetry.spans import AttributeValue, SpanError
 
-_tracer: Final = trace.get_tracer(names.INSTRUMENTATION_SCOPE)
+
+def asking(query: Wire) -> AbstractContextManager[trace.Span]:
+    """Span of a query, from the question to its answer."""
+    attributes: dict[str, AttributeValue] = {
+        names.BUS_MESSAGE_KIND: query.kind,
+        names.BUS_MESSAGE_NAME: query.name,
+    }
+    asked = operations.custom(names.ask_span(query.name), attributes, kind=trace.SpanKind.CLIENT)
+    return tracing.span(asked)
 
 
 @contextmanager
@@ -31,19 +41,20 @@ def sending(
         destination: Queue, or the name of an event.
         headers: Of the message.
     """
-    attributes = _attributes(app, destination, headers, names.OPERATION_SEND)
-    # What is published from within a step or a handler belongs to the same saga.
-    saga_id = logs.bound().get(names.LOG_SAGA_ID)
-    if saga_id:
-        attributes[names.SAGA_ID] = attributes[names.MESSAGING_CONVERSATION_ID] = str(saga_id)
-    span = _tracer.start_span(
-        names.send_span(destination), kind=trace.SpanKind.PRODUCER, attributes=attributes
+    operation = operations.send(
+        destination,
+        system=_system(app),
+        message_id=_message_id(headers),
+        # What is published from within a step or a handler belongs to the same saga.
+        conversation_id=logs.bound().get(names.LOG_SAGA_ID),
+        attributes=_attributes(headers),
     )
+    span = tracing.start(operation)
     try:
         propagate.inject(headers, context=trace.set_span_in_context(span))
         yield
     except Exception as error:
-        _set_error(span, error)
+        tracing.record(span, error)
         raise
     finally:
         span.end()
@@ -56,29 +67,19 @@ def processing(app: Celery[Any], queue: str, headers: Mapping[str, Any]) -> Iter
     Args:
         app: Its broker is ``messaging.system``.
         queue: Where the message lay.
-        headers: Of the message, the task's id included.
+        headers: Of the message.
     """
-    span = trace.get_current_span()
-    name = names.process_span(queue)
-    attributes = _attributes(app, queue, headers, names.OPERATION_PROCESS)
-    if span.get_span_context().is_valid:
-        if span.is_recording():
-            span.update_name(name)
-            span.set_attributes(attributes)
-        yield
-        return
-    # No instrumentation in this worker: a message is traced all the same.
-    with _tracer.start_as_current_span(
-        name,
-        context=propagate.extract(headers),
-        kind=trace.SpanKind.CONSUMER,
-        attributes=attributes,
-    ) as own:
-        try:
+    begun = trace.get_current_span()
+    if not begun.get_span_context().is_valid:
+        # No instrumentation in this worker: a message is traced all the same.
+        with tracing.span(_process(app, queue, headers), parent=parent_context(headers)):
             yield
-        except Exception as error:
-            own.set_attribute(names.ERROR_TYPE, current.error_type(error))
-            raise
+        return
+    if begun.is_recording():
+        operation = _process(app, queue, headers)
+        begun.update_name(operation.name)
+        begun.set_attributes(operation.attributes)
+    yield
 
 
 @contextmanager
@@ -93,31 +94,37 @@ def failed_attempt(
         headers: Of the message.
         why: What was wrong.
     """
-    with _tracer.start_as_current_span(
-        names.process_span(queue),
-        context=propagate.extract(headers),
-        kind=trace.SpanKind.CONSUMER,
-        attributes=_attributes(app, queue, headers, names.OPERATION_PROCESS),
-    ):
+    with tracing.span(_process(app, queue, headers), parent=parent_context(headers)):
         current.set_error(SpanError(type=why.kind, message=why.message))
         yield
 
 
-def _attributes(
-    app: Celery[Any], destination: str, headers: Mapping[str, Any], operation: str
-) -> dict[str, AttributeValue]:
-    url: Any = app.conf.broker_write_url
-    return {
-        names.MESSAGING_SYSTEM: names.messaging_system(url if isinstance(url, str) else url[0]),
-        names.MESSAGING_OPERATION_NAME: operation,
-        names.MESSAGING_OPERATION_TYPE: operation,
-        names.MESSAGING_DESTINATION_NAME: destination,
-        names.MESSAGING_MESSAGE_ID: str(headers.get(wire_names.SAGA_EVENT_ID) or headers["id"]),
-        names.SAGA_MESSAGE: str(headers.get(wire_names.SAGA_MESSAGE, "")),
+def _process(app: Celery[Any], queue: str, headers: Mapping[str, Any]) -> operations.Operation:
+    return operations.process(
+        queue,
+        system=_system(app),
+        message_id=_message_id(headers),
+        conversation_id=headers.get(wire.SAGA_ID),
+        attributes=_attributes(headers),
+    )
+
+
+def _attributes(headers: Mapping[str, Any]) -> dict[str, AttributeValue]:
+    found = {
+        attribute: headers[header]
+        for header, attribute in (*names.BUS_ATTRIBUTES.items(), *names.SAGA_ATTRIBUTES.items())
+        if isinstance(headers.get(header), str | int)
     }
+    if wire.SAGA_ID not in headers and (saga_id := logs.bound().get(names.LOG_SAGA_ID)):
+        found[names.SAGA_ID] = saga_id
+    return found
 
 
-def _set_error(span: trace.Span, error: Exception) -> None:
-    with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-        current.set_error(SpanError(type=current.error_type(error), message=str(error)))
-    span.record_exception(error)
+def _message_id(headers: Mapping[str, Any]) -> str:
+    """Every subscriber's copy of an event is the same message."""
+    return str(headers.get(wire.SAGA_EVENT_ID) or headers["id"])
+
+
+def _system(app: Celery[Any]) -> str:
+    url: Any = app.conf.broker_write_url
+    return names.messaging_system(url if isinstance(url, str) else url[0])

@@ -11,6 +11,19 @@ from urllib.parse import urlsplit
 from shared import names as wire
 from shared.ids import Direction
 
+# Attributes of a bus's messages; the conventions have none for what a message is to its service --
+
+BUS_MESSAGE_KIND: Final = "bus.message.kind"
+"""``command``, ``query`` or ``event``."""
+BUS_MESSAGE_NAME: Final = "bus.message.name"
+"""Its type: ``orders.create`` on the buses, ``CreateOrder`` where code names its own."""
+
+BUS_ATTRIBUTES: Final = {
+    wire.SAGA_MESSAGE: BUS_MESSAGE_NAME,
+    wire.SAGA_MESSAGE_KIND: BUS_MESSAGE_KIND,
+}
+"""Which header of a bus's message becomes which attribute."""
+
 # Attributes of sagas -------------------------------------------------------------------------
 
 SAGA_ID: Final = "saga.id"
@@ -26,9 +39,6 @@ SAGA_STATUS: Final = "saga.status"
 SAGA_RECONSTRUCTED: Final = "saga.trace.reconstructed"
 """True on spans that were built from the history of a saga that was not sampled."""
 
-SAGA_MESSAGE: Final = "saga.message"
-"""Name of the command, query or event that a message of the buses is."""
-
 SAGA_ATTRIBUTES: Final = {
     wire.SAGA_ID: SAGA_ID,
     wire.SAGA_NAME: SAGA_NAME,
@@ -36,7 +46,6 @@ SAGA_ATTRIBUTES: Final = {
     wire.SAGA_STEP: SAGA_STEP,
     wire.SAGA_DIRECTION: SAGA_DIRECTION,
     wire.SAGA_ATTEMPT: SAGA_ATTEMPT,
-    wire.SAGA_MESSAGE: SAGA_MESSAGE,
 }
 """Which header of a message becomes which attribute."""
 
@@ -51,13 +60,6 @@ MESSAGING_CONVERSATION_ID: Final = "messaging.message.conversation_id"
 
 OPERATION_SEND: Final = "send"
 OPERATION_PROCESS: Final = "process"
-
-# Attributes of a bus's messages; the conventions have none for what a message is to its service --
-
-BUS_MESSAGE_KIND: Final = "bus.message.kind"
-"""``command``, ``query`` or ``event``."""
-BUS_MESSAGE_NAME: Final = "bus.message.name"
-"""Its type, for example ``CreateOrder``."""
 
 # Attributes of HTTP (semantic conventions, HTTP is stable since 1.23.0) -------------------------
 
@@ -231,6 +233,11 @@ def start_span(saga_name: str) -> str:
 def step_span(step: str, direction: Direction) -> str:
     """Name of the span of a step: from its first dispatch to its last outcome."""
     return f"step {step}" if direction == "action" else f"compensate {step}"
+
+
+def ask_span(query: str) -> str:
+    """Name of the span of a query in the program that asks: from the question to the answer."""
+    return f"ask {query}"
 
 
 def send_span(queue: str) -> str:

@@ -59,7 +59,7 @@ def running(
     with worker(tmp_path_factory.mktemp("worker"), broker_url, "-c", "2") as running:
         # It outlives the test that started it.
         session_servers.append(pids := lambda: {running.process.pid})
-        yield running
+        yield running.ready()
         session_servers.remove(pids)
 
 

@@ -44,17 +44,20 @@ class Worker:
         )
         return self
 
-    def stop(self) -> None:
-        """Stop it warmly."""
-        self.process.send_signal(SIGTERM)
-        assert 0 == self.process.wait(30), (self.folder / "output").read_text()
+
+def stop(*workers: Worker) -> None:
+    """Stop them warmly, all at once."""
+    for one in workers:
+        one.process.send_signal(SIGTERM)
+    for one in workers:
+        assert 0 == one.process.wait(30), (one.folder / "output").read_text()
 
 
 @contextmanager
 def worker(
     folder: Path, broker_url: str, *arguments: str, app: str = "tests.bus.services", **env: str
 ) -> Iterator[Worker]:
-    """Run a worker for the block; it is killed at its end."""
+    """Run a worker for the block; it need not be ready yet, and is killed at the end."""
     folder.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if "OTEL" not in name}
     process = spawn(
@@ -75,6 +78,6 @@ def worker(
         | env,
     )
     try:
-        yield Worker(folder, process).ready()
+        yield Worker(folder, process)
     finally:
         kill_tree(process)

@@ -38,8 +38,11 @@ class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_command(headers: Mapping[str, Any] | None) -> bool:
-    """Whether these are the headers of a saga step, well-formed or not."""
-    return bool(headers) and names.SAGA_ID in (headers or {})
+    """Whether these are the headers of a saga step, well-formed or not.
+
+    An event that a saga publishes names its saga, too, and is no step.
+    """
+    return headers is not None and names.SAGA_ID in headers and names.SAGA_MESSAGE not in headers
 
 
 def command_of(headers: Mapping[str, Any]) -> StepCommand:
