@@ -16,28 +16,33 @@ if TYPE_CHECKING:
 def trace(which: SagaOrTrace, as_json: Json = False) -> None:
     """Show a trace as a waterfall.
 
-    The spans come from the trace files; what is not in them (a saga that still runs, or a
-    collector that takes the spans) is projected from the store.
+    The spans come from the trace files, or from Jaeger where SAGA_JAEGER_URL names one; what is not
+    there (a saga that still runs, or one that was not sampled) is projected from the store.
     """
     from orchestrator.cli.waterfall import waterfall
-    from orchestrator.trace_files import read_trace
+    from orchestrator.trace_view import merged
 
     asked = session.as_trace_id(which)
     saga_ids: Sequence[str] = ()
+    projected: Sequence[Span] = ()
     try:
         with session.reading() as client:
             trace_id, saga_ids = _sagas(client, which)
-            spans = spans_of(client, trace_id, saga_ids)
+            projected = _projected(client, saga_ids)
     except (UnavailableError, ConfigurationError) as error:
         if asked is None:
             raise
-        output.note(f"Only what the trace files have: {error.message}")
-        trace_id, spans = asked, read_trace(_traces_folder(), asked)
-    if not spans:
+        output.note(f"Only what {_source()} has: {error.message}")
+        trace_id = asked
+    exported = _exported(trace_id)
+    if not exported and not projected:
         raise UnknownSaga(
             f"No span of the trace {trace_id} was found.",
-            hint=f"Looked in {_traces_folder()} and in the store.",
+            hint=f"Looked in {_source()} and in the store.",
         )
+    if not exported and session.settings().jaeger_url:
+        output.note(f"{_source()} does not know the trace; this is what the store has.")
+    spans = merged(exported, projected)
     if as_json:
         output.show_json({"trace_id": trace_id, "saga_ids": saga_ids, "spans": spans})
     else:
@@ -59,18 +64,41 @@ def trace_head(trace_id: str, spans: "Sequence[Span]") -> list[output.Block]:
 
 
 def spans_of(client: "Client", trace_id: str, saga_ids: Sequence[str]) -> "list[Span]":
-    """The spans of a trace, from the files and, where they have gaps, from the store."""
-    from orchestrator.trace_files import distinct, read_trace
-    from orchestrator.trace_view import merged, projected_spans
+    """The spans of a trace as they were exported and, where there are gaps, from the store."""
+    from orchestrator.trace_view import merged
 
-    projected = [
+    return merged(_exported(trace_id), _projected(client, saga_ids))
+
+
+def _projected(client: "Client", saga_ids: Sequence[str]) -> "list[Span]":
+    from orchestrator.trace_files import distinct
+    from orchestrator.trace_view import projected_spans
+
+    return distinct(
         span
         for saga_id in saga_ids
         for span in projected_spans(
             *client.story(saga_id), system=_messaging_system(), now=utc_now()
         )
-    ]
-    return merged(read_trace(_traces_folder(), trace_id), distinct(projected))
+    )
+
+
+def _exported(trace_id: str) -> "list[Span]":
+    from orchestrator.jaeger import read_jaeger
+    from orchestrator.trace_files import read_trace
+
+    jaeger_url = session.settings().jaeger_url
+    if jaeger_url:
+        return read_jaeger(jaeger_url, trace_id)
+    return read_trace(_traces_folder(), trace_id)
+
+
+def _source() -> str:
+    """Where exported spans are read, in words."""
+    from orchestrator.jaeger import shown_url
+
+    jaeger_url = session.settings().jaeger_url
+    return f"Jaeger at {shown_url(jaeger_url)}" if jaeger_url else f"{_traces_folder()}"
 
 
 def _sagas(client: "Client", which: str) -> tuple[str, list[str]]:
