@@ -6,33 +6,11 @@ from typing import Final
 from opentelemetry import trace
 
 from shared.telemetry import names
-from shared.telemetry.propagation import format_traceparent
 from shared.telemetry.spans import AttributeValue, SpanError
 
 MESSAGE_CHARS_MAX: Final = 2_000
 TRACEBACK_CHARS_MAX: Final = 8_000
 """The last part of a longer one is kept: it says where."""
-
-
-def traceparent() -> str:
-    """The running code's trace as a ``traceparent`` header, to be continued elsewhere.
-
-    Returns:
-        Empty where there is none. A span that is not recorded says so in the flags.
-    """
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return ""
-    return format_traceparent(
-        trace.format_trace_id(context.trace_id),
-        trace.format_span_id(context.span_id),
-        sampled=context.trace_flags.sampled,
-    )
-
-
-def tracestate() -> str:
-    """The ``tracestate`` header that goes with `traceparent`; empty where there is none."""
-    return trace.get_current_span().get_span_context().trace_state.to_header()
 
 
 def set_attributes(attributes: dict[str, AttributeValue]) -> None:

@@ -21,6 +21,10 @@ Headers = Iterable[tuple[bytes, bytes]]
 _SEEN: Final = "saga.http"
 """Key in the scope of a request that has its span already."""
 
+_FASTAPI_OWN: Final = "fastapi.telemetry"
+"""FastAPI traces a request by itself, in a trace of its own when the caller has none. With this key
+in the scope it leaves that to others."""
+
 _TRACED: Final = {"http", "websocket"}
 _SWITCHING_PROTOCOLS: Final = 101
 _DISCONNECTS: Final = {"ClientDisconnect", "ClientDisconnected", "WebSocketDisconnect"}
@@ -37,7 +41,7 @@ class AsgiTracing:
 
     Wrap the application from outside. As a middleware of Starlette's own (``add_middleware``) it
     works as well, but the answer to an unhandled exception is then made outside of it, and has no
-    ``x-trace-id``.
+    ``x-trace-id``; and FastAPI's own span, with everything it can show, stands around it.
 
     Args:
         app: Any ASGI 3 application.
@@ -64,6 +68,7 @@ class AsgiTracing:
         exchange = Exchange(_request(scope), self._options)
         # The application sees the same id that is answered and logged, never a hostile one.
         inner = {
+            _FASTAPI_OWN: None,
             **scope,
             _SEEN: True,
             "headers": _with(scope["headers"], {wire.HTTP_REQUEST_ID: exchange.request_id}),

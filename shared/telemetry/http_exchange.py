@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
+import msgspec
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from shared import names as wire
 from shared.ids import new_request_id
-from shared.telemetry import logs, names
-from shared.telemetry.current import error_type
+from shared.telemetry import current, logs, names
 from shared.telemetry.header_propagator import parent_context
 from shared.telemetry.http_options import HttpOptions
 from shared.telemetry.http_request import (
@@ -26,6 +26,7 @@ from shared.telemetry.http_request import (
     recorded_headers,
     request_attributes,
 )
+from shared.telemetry.spans import SpanError
 
 _log = structlog.stdlib.get_logger(__name__)
 _tracer: Final = trace.get_tracer(names.INSTRUMENTATION_SCOPE)
@@ -62,12 +63,12 @@ class Exchange:
         self._ended = False
         given = request.headers.get(wire.HTTP_REQUEST_ID, "")
         self.request_id = given if _HARMLESS_ID.fullmatch(given) else new_request_id()
-        # From the headers alone: whatever is current in the server is no caller (FACTS.md, L6).
-        caller = parent_context(request.headers)
+        outer = _outer_instrumentation()
+        caller = outer or parent_context(request.headers)
         self._span = _tracer.start_span(
             names.http_span(self._method),
             context=caller,
-            kind=trace.SpanKind.SERVER,
+            kind=trace.SpanKind.INTERNAL if outer else trace.SpanKind.SERVER,
             attributes=request_attributes(request, options)
             | {names.HTTP_REQUEST_ID: self.request_id},
         )
@@ -135,9 +136,11 @@ class Exchange:
             self._failed_afterwards(error)
             return
         self._find_route()
-        kind = names.CLIENT_DISCONNECTED if client_gone else error_type(error)
-        self._span.record_exception(error, timestamp=self._ended_at)
-        self._mark(kind, str(error))
+        self._failed = True
+        found = current.error_of(error)
+        if client_gone:
+            found = msgspec.structs.replace(found, type=names.CLIENT_DISCONNECTED)
+        current.set_error(found, self._span)
         if not client_gone and isinstance(error, Exception):
             # The server logs it, too, but outside of the request: without any of its ids.
             with self.active():
@@ -145,7 +148,7 @@ class Exchange:
                     "http.request_failed",
                     http_method=self._method,
                     http_route=self._route,
-                    error_type=kind,
+                    error_type=found.type,
                     exc_info=error,
                 )
 
@@ -177,10 +180,9 @@ class Exchange:
         self._ended_at = self._ended_at or time.time_ns()
         self._span.end(self._ended_at)
 
-    def _mark(self, kind: str, description: str | None = None) -> None:
+    def _mark(self, kind: str) -> None:
         self._failed = True
-        self._span.set_status(trace.Status(trace.StatusCode.ERROR, description or None))
-        self._span.set_attribute(names.ERROR_TYPE, kind)
+        current.set_error(SpanError(type=kind), self._span)
 
     def _failed_afterwards(self, error: BaseException) -> None:
         """Background work has failed: the request's span has ended, so it gets one of its own."""
@@ -189,16 +191,15 @@ class Exchange:
             context=self._context,
             start_time=self._ended_at,
         )
-        span.record_exception(error)
-        span.set_status(trace.Status(trace.StatusCode.ERROR, str(error) or None))
-        span.set_attribute(names.ERROR_TYPE, error_type(error))
+        found = current.error_of(error)
+        current.set_error(found, span)
         span.end()
         with self.active():
             _log.error(
                 "http.background_failed",
                 http_method=self._method,
                 http_route=self._route,
-                error_type=error_type(error),
+                error_type=found.type,
                 exc_info=error,
             )
 
@@ -206,3 +207,14 @@ class Exchange:
 @cache
 def _complain_once() -> None:
     _log.warning("http.route_not_found", exc_info=True)
+
+
+def _outer_instrumentation() -> otel_context.Context | None:
+    """The context of somebody else's SERVER span around this request; None where there is none.
+
+    Anything else that is current in a server is no caller: it was left behind (FACTS.md, L6).
+    """
+    span = trace.get_current_span()
+    if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.SERVER:
+        return otel_context.get_current()
+    return None

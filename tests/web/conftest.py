@@ -11,6 +11,7 @@ from tests.telemetry.conftest import StartTracing, lines, otlp_http, start_traci
 
 __all__ = ["lines", "otlp_http", "start_tracing"]
 
+Lines = Callable[[], list[dict[str, object]]]
 Spans = Callable[[], list[ReceivedSpan]]
 
 
@@ -27,3 +28,8 @@ def spans(otlp_http: OtlpReceiver, start_tracing: StartTracing) -> Spans:
         return otlp_http.spans()
 
     return received
+
+
+@pytest.fixture(autouse=True)
+def lines_in_a_file(lines: Lines) -> None:
+    """Nothing is written to the terminal: a traceback for people takes seconds to make."""

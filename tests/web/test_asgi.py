@@ -3,22 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import structlog
 from opentelemetry import trace
 
-from shared.telemetry import current
 from shared.telemetry.http import AsgiTracing, HttpOptions, current_request_id
 from shared.telemetry.http_asgi import App, Message, Receive, Scope, Send
 from tests.servers.otlp import OtlpReceiver
 from tests.telemetry.conftest import StartTracing
 from tests.web.calls import SPAN_ID, TRACE_ID, TRACEPARENT, get, request
-from tests.web.conftest import Spans
-
-Lines = Callable[[], list[dict[str, object]]]
+from tests.web.conftest import Lines, Spans
 
 log = structlog.stdlib.get_logger("tests.web")
 
@@ -442,18 +438,6 @@ def test_recorded_headers_are_those_of_the_list(spans: Spans) -> None:
         "http.request.header.x-tenant": ["a,b"],
         "http.response.header.x-cache": ["hit"],
     } == recorded
-
-
-def test_trace_of_the_running_code(spans: Spans) -> None:
-    """What is to continue the request elsewhere asks for it; outside of any there is none."""
-    seen: list[str] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(current.traceparent())
-
-    get(AsgiTracing(app), headers={"traceparent": TRACEPARENT})
-    assert [f"00-{TRACE_ID}-{spans()[0].span_id}-01"] == seen
-    assert "" == current.traceparent()
 
 
 # Websockets ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """WSGI: every way in which a request goes, seen by a real collector."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -12,9 +12,7 @@ from opentelemetry import trace
 from shared.telemetry.http import HttpOptions, WsgiTracing, current_request_id
 from tests.servers.otlp import ReceivedSpan
 from tests.web.calls import SPAN_ID, TRACE_ID, TRACEPARENT, wsgi_get
-from tests.web.conftest import Spans
-
-Lines = Callable[[], list[dict[str, object]]]
+from tests.web.conftest import Lines, Spans
 
 log = structlog.stdlib.get_logger("tests.web")
 
