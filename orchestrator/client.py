@@ -27,6 +27,7 @@ from orchestrator.views import SagaView, outcome_of, saga_view
 from shared.clock import monotonic, pause
 from shared.errors import UnknownSaga
 from shared.messages import StartRequest
+from shared.telemetry.header_propagator import current_parent
 
 _POLL_FIRST_S = 0.005
 _POLL_MAX_S = 0.2
@@ -59,7 +60,8 @@ class Client:
             name: Saga name; its newest version is started.
             input: Fields of the input type, as JSON values.
             key: Business key: a second start with the same name and key gives the first saga.
-            traceparent: Trace of the caller, continued.
+            traceparent: Trace of the caller, continued; by default that of the running code: of the
+                HTTP request, the task or the span that this is called in, if there is one.
             tracestate: Of the caller.
 
         Raises:
@@ -68,11 +70,13 @@ class Client:
             KeyConflict: The key belongs to a saga with other input; nothing was stored.
             UnavailableError: The store cannot be reached.
         """
+        if traceparent is None:
+            traceparent, tracestate = current_parent()
         request = StartRequest(
             name=name,
             input=dict(input),
             key=key,
-            traceparent=traceparent,
+            traceparent=traceparent or None,
             tracestate=tracestate,
         )
         return self.start_many([request])[0]
