@@ -33,6 +33,7 @@ from shared.telemetry import logs, names
 from shared.telemetry.current import text_of
 from shared.telemetry.health import ExportHealth
 from shared.telemetry.log_config import LogExportConfig
+from shared.telemetry.log_line import Line
 from shared.telemetry.outlet import Outlet, OutletStats
 
 _SEVERITIES: Final = (
@@ -75,7 +76,7 @@ def start(config: LogExportConfig) -> None:
     """
     shutdown(timedelta(0))
     _process.config = config
-    handler = _OtlpHandler(logs.FieldsFormatter(config.tracing.service_name))
+    handler = _OtlpHandler(logs.line(config.tracing.service_name))
     root = logging.getLogger()
     for old in [one for one in root.handlers if isinstance(one, _OtlpHandler)]:
         root.removeHandler(old)
@@ -170,9 +171,9 @@ class _Process:
 class _OtlpHandler(logging.Handler):
     """Hands each line to the exporter's thread."""
 
-    def __init__(self, formatter: logs.FieldsFormatter) -> None:
+    def __init__(self, line: Line) -> None:
         super().__init__()
-        self._fields = formatter.fields
+        self._fields = line.explained
 
     @override
     def emit(self, record: logging.LogRecord) -> None:

@@ -7,29 +7,22 @@ a line that names a Celery task outside of it, what `remember_task` knows about 
 All processes of a service share a file, forked children included (`log_file`).
 """
 
-import json as standard_json
 import logging
 import os
-import socket
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import structlog
 from opentelemetry import trace
-from structlog.typing import EventDict, Processor, WrappedLogger
 from typing_extensions import override
 
 from shared.settings import Settings
-from shared.telemetry import names
-from shared.telemetry.current import error_type, text_of
+from shared.telemetry import log_line, names
 from shared.telemetry.log_config import LogExportConfig
 from shared.telemetry.log_file import LogFile, Rotation
 from shared.telemetry.propagation import extract
@@ -39,7 +32,6 @@ TASKS_REMEMBERED_MAX: Final = 4096
 
 _STDOUT: Final = 1
 _ROTATION: Final = Rotation()
-_HOSTNAME: Final = socket.gethostname()
 _NOTHING: Final[Mapping[str, Any]] = {}
 _BOUND_KEYS: Final = (
     *names.LOG_SAGA_KEYS,
@@ -83,11 +75,9 @@ def configure(
     path = file or (log_dir / f"{service}{SUFFIX}" if log_dir is not None else None)
     handlers: list[_LineHandler] = []
     if path is not None:
-        handlers.append(_FileHandler(LogFile(path, rotation)))
-        handlers[-1].setFormatter(_formatter(service, json=True))
+        handlers.append(_FileHandler(LogFile(path, rotation), _renderer(service, json=True)))
     if path is None or also_fd:
-        handlers.append(_LineHandler(partial(_write_all, fd)))
-        handlers[-1].setFormatter(_formatter(service, json=json))
+        handlers.append(_LineHandler(partial(_write_all, fd), _renderer(service, json=json)))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -98,14 +88,9 @@ def configure(
     root.setLevel(level)
     logging.captureWarnings(capture=True)
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            structlog.processors.StackInfoRenderer(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # The others' work is done by `LineLogger`.
+        processors=[log_line.wrap],
+        wrapper_class=log_line.LineLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
@@ -242,14 +227,17 @@ def forget_task(task_id: str) -> None:
 class _LineHandler(logging.Handler):
     """Hands each line over in one piece."""
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, write: Callable[[bytes], None], render: Callable[[logging.LogRecord], bytes]
+    ) -> None:
         super().__init__()
         self._write = write
+        self._render = render
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._write(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+            self._write(self._render(record) + b"\n")
         except RecursionError:
             raise
         except Exception:  # noqa: BLE001 - as in the standard handlers: a line never stops work
@@ -259,8 +247,8 @@ class _LineHandler(logging.Handler):
 class _FileHandler(_LineHandler):
     """Writes to a file that other processes write to as well."""
 
-    def __init__(self, file: LogFile) -> None:
-        super().__init__(file.write)
+    def __init__(self, file: LogFile, render: Callable[[logging.LogRecord], bytes]) -> None:
+        super().__init__(file.write, render)
         self._file = file
 
     @override
@@ -275,89 +263,27 @@ def _write_all(fd: int, line: bytes) -> None:
         written += os.write(fd, line[written:])
 
 
-class FieldsFormatter(logging.Formatter):
-    """Gives what a JSON line says as fields, for a handler that does not write lines.
-
-    Not for use by several threads at once: a handler's lock sees to that.
+def line(service: str) -> log_line.Line:
+    """What a line of this process says, for a handler that does not write lines.
 
     Args:
         service: As for `configure`.
     """
-
-    def __init__(self, service: str) -> None:
-        super().__init__()
-        self._fields: EventDict = {}
-        exception = (_name_exception, structlog.processors.format_exc_info)
-        self._inner = structlog.stdlib.ProcessorFormatter(
-            processors=[_Describe(service), *exception, self._keep], pass_foreign_args=True
-        )
-
-    def fields(self, record: logging.LogRecord) -> Mapping[str, Any]:
-        """What the line says."""
-        self._inner.format(record)
-        return self._fields
-
-    def _keep(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
-        self._fields = event
-        return ""
+    return log_line.Line(service, _context)
 
 
-def _name_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    given = event.get("exc_info")
-    error = given[1] if isinstance(given, tuple) else sys.exc_info()[1] if given is True else given
-    if isinstance(error, BaseException):
-        event[names.EXCEPTION_TYPE] = error_type(error)
-    return event
-
-
-def _formatter(service: str, *, json: bool) -> structlog.stdlib.ProcessorFormatter:
-    end: list[Processor] = (
-        [structlog.processors.format_exc_info, _to_json]
-        if json
-        else [structlog.dev.ConsoleRenderer(sort_keys=False)]
+def _renderer(service: str, *, json: bool) -> Callable[[logging.LogRecord], bytes]:
+    described = line(service)
+    if json:
+        return described.as_json
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[described.described, structlog.dev.ConsoleRenderer(sort_keys=False)],
+        pass_foreign_args=True,
     )
-    return structlog.stdlib.ProcessorFormatter(
-        processors=[_Describe(service), *end], pass_foreign_args=True
-    )
+    return lambda record: formatter.format(record).encode("utf-8", "backslashreplace")
 
 
-class _Describe:
-    """Puts the keys that every line has in front, and its context behind them."""
-
-    def __init__(self, service: str) -> None:
-        self._service = service
-        self._process = (0, "")
-
-    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        record: logging.LogRecord = event.pop("_record")
-        event.pop("_from_structlog")
-        positional = event.pop("positional_args", None)
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
-        line: EventDict = {
-            names.LOG_TIMESTAMP: moment.replace("+00:00", "Z"),
-            names.LOG_LEVEL: record.levelname.lower(),
-            names.LOG_EVENT: event.pop("event", ""),
-            names.LOG_LOGGER: record.name,
-            names.LOG_SERVICE: self._service,
-            **_context(record, positional),
-        }
-        line.update(event)
-        line[names.LOG_HOSTNAME] = _HOSTNAME
-        line[names.LOG_PID] = record.process
-        line[names.LOG_PROCESS] = self._process_name(record)
-        return line
-
-    def _process_name(self, record: logging.LogRecord) -> str:
-        pid = record.process or 0
-        if self._process[0] != pid:
-            # Celery's children belong to billiard; the standard library takes them for the parent.
-            billiard = sys.modules.get("billiard.process")
-            name = billiard.current_process().name if billiard else record.processName or ""
-            self._process = (pid, name)
-        return self._process[1]
-
-
-def _context(record: logging.LogRecord, positional: object) -> Mapping[str, Any]:
+def _context(record: logging.LogRecord, positional: object) -> dict[str, Any]:
     found = dict(_bound.get())
     data = getattr(record, "data", None)  # Celery: `extra={"data": …}` on lines about a task
     if not isinstance(data, Mapping):
@@ -376,17 +302,3 @@ def _context(record: logging.LogRecord, positional: object) -> Mapping[str, Any]
         found[names.LOG_TRACE_ID] = trace.format_trace_id(context.trace_id)
         found[names.LOG_SPAN_ID] = trace.format_span_id(context.span_id)
     return found
-
-
-def _to_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    try:
-        return _encoder.encode(event).decode()
-    except (TypeError, ValueError, RecursionError, OverflowError):
-        # What the strict encoder refuses (odd keys, lone surrogates) still makes a line.
-        text = standard_json.dumps(
-            event, default=text_of, skipkeys=True, separators=(",", ":"), ensure_ascii=False
-        )
-        return text.encode("utf-8", "replace").decode()
-
-
-_encoder = msgspec.json.Encoder(enc_hook=text_of)
