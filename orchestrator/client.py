@@ -6,11 +6,14 @@ orchestrator needs to be up.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
+from orchestrator.core.machine import why_not
 from orchestrator.core.messages import (
+    Cancel,
     CompensateNow,
     Operator,
     Pause,
@@ -21,12 +24,14 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine, Operated, Started
-from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
+from orchestrator.ports import DeadLetter, Delivery, SagaRow, SagaSummary
 from orchestrator.retention import Archive, purge
+from orchestrator.search import Filter, find
 from orchestrator.views import SagaView, outcome_of, saga_view
+from shared import codec
 from shared.clock import monotonic, pause
-from shared.errors import UnknownSaga
-from shared.messages import StartRequest
+from shared.errors import InputError, NotAllowed, UnknownSaga
+from shared.messages import CancelRequest, Reply, StartRequest, Undecodable
 from shared.telemetry.header_propagator import current_parent
 
 _POLL_FIRST_S = 0.005
@@ -283,9 +288,74 @@ class Client:
         in_code = {(saga.name, saga.version): saga.definition for saga in self._engine.catalog}
         return [one for _, one in sorted({**in_code, **stored}.items())]
 
+    def find(self, wanted: Filter, limit: int = 50) -> Sequence[SagaRow]:
+        """Sagas that fit a filter, newest first."""
+        return [*islice(find(self._store, wanted), limit)]
+
+    # Dead letters ---------------------------------------------------------------------------
+
     def dead_letters(self, limit: int = 50) -> Sequence[DeadLetter]:
         """Messages that nobody could act on, newest first."""
         return self._store.dead_letters(limit)
+
+    def dead_letter(self, number: int) -> DeadLetter:
+        """One of them.
+
+        Raises:
+            InputError: There is none of that number.
+        """
+        letter = self._store.dead_letter(number)
+        if letter is None:
+            raise InputError(
+                f"There is no dead letter {number}.", hint="`saga dlq list` shows them."
+            )
+        return letter
+
+    def requeue(self, number: int) -> DeadLetter:
+        """Act on a dead letter once more; it is gone when this returns.
+
+        Not over the broker: what follows is committed here, so that it is known what came of it.
+
+        Raises:
+            InputError: There is none of that number.
+            NotAllowed: It still cannot be read or acted on; says why, and the letter stays.
+            SagaError: As `start`, for a start; the letter stays.
+        """
+        letter = self.dead_letter(number)
+        message = codec.decode_inbound(
+            letter.task, f"dead-letter-{number}", letter.body.encode(), {}
+        )
+        match message:
+            case StartRequest():
+                self._engine.start([message])
+            case Undecodable(reason=reason):
+                raise NotAllowed(f"Dead letter {number} still cannot be read: {reason}")
+            case _:
+                self._reconsider(number, letter, message)
+        self._engine.settle()
+        self._store.drop_dead_letters([number])
+        return letter
+
+    def _reconsider(self, number: int, letter: DeadLetter, message: Reply | CancelRequest) -> None:
+        row = self._store.load([message.saga_id]).get(message.saga_id)
+        refused = f"There is no saga {message.saga_id!r}."
+        if row is not None:
+            asked: Reply | Cancel = (
+                Cancel(reason=message.reason, by=message.by)
+                if isinstance(message, CancelRequest)
+                else message
+            )
+            refused = why_not(self._engine.definition_of(row), row.state, asked)
+        if refused:
+            raise NotAllowed(
+                f"Dead letter {number} still cannot be acted on. {refused}",
+                saga_id=message.saga_id,
+            )
+        self._engine.handle([Delivery(message=message, task=letter.task, body=letter.body)])
+
+    def drop_dead_letters(self, numbers: Collection[int]) -> int:
+        """Delete dead letters for good; returns how many there were."""
+        return self._store.drop_dead_letters(numbers)
 
     def close(self) -> None:
         """Give connections back."""

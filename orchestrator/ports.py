@@ -91,6 +91,22 @@ class SagaSummary(msgspec.Struct, frozen=True, kw_only=True):
     wake_at: datetime | None
 
 
+def summary_of(row: SagaRow) -> SagaSummary:
+    """The line of a list for a saga."""
+    state = row.state
+    return SagaSummary(
+        saga_id=row.saga_id,
+        name=state.name,
+        version=state.version,
+        key=state.key,
+        status=state.status,
+        trace_id=state.trace.trace_id,
+        started_at=row.started_at,
+        updated_at=row.updated_at,
+        wake_at=row.wake_at,
+    )
+
+
 class Store(Protocol):
     """Sagas, histories, outbox, definitions and dead letters.
 
@@ -154,8 +170,17 @@ class Store(Protocol):
         name: str | None = None,
         key: str | None = None,
         limit: int = 50,
+        older: tuple[datetime, str] | None = None,
     ) -> list[SagaSummary]:
-        """Newest first. An empty `statuses` means all."""
+        """Newest first.
+
+        Args:
+            statuses: Only these; empty means all.
+            name: Only sagas of this name.
+            key: Only the sagas with this business key.
+            limit: Most to give.
+            older: Start and id of the last one of a page: only those that follow it.
+        """
 
     def count_by_status(self) -> dict[Status, int]:
         """How many sagas there are of each status; statuses without any are left out."""
@@ -197,6 +222,12 @@ class Store(Protocol):
 
     def dead_letters(self, limit: int = 50) -> list[DeadLetter]:
         """Newest first."""
+
+    def dead_letter(self, dead_letter_id: int) -> DeadLetter | None:
+        """The dead letter of this number."""
+
+    def drop_dead_letters(self, dead_letter_ids: Collection[int]) -> int:
+        """Delete dead letters for good; returns how many there were."""
 
     def outbox_size(self) -> int:
         """Commands that may not have reached the broker."""

@@ -8,10 +8,13 @@ import typer
 from orchestrator.cli.db import make_db
 from orchestrator.cli.demo import demo
 from orchestrator.cli.dev import dev
+from orchestrator.cli.dlq import make_dlq
+from orchestrator.cli.explaining import explain
 from orchestrator.cli.logs import logs
 from orchestrator.cli.look import trace
+from orchestrator.cli.operate import add_commands as add_operators
 from orchestrator.cli.purge import purge
-from orchestrator.cli.sagas import cancel, dead_letters, definitions, list_sagas, show
+from orchestrator.cli.sagas import cancel, definitions, list_sagas, show
 from orchestrator.cli.start import start
 
 
@@ -31,10 +34,12 @@ def make_app() -> typer.Typer:
     app.command("list")(list_sagas)
     app.command("show")(show)
     app.command("cancel")(cancel)
+    app.command("explain")(explain)
+    add_operators(app)
     app.command("trace")(trace)
     app.command("logs")(logs)
     app.command("definitions")(definitions)
-    app.command("dead-letters")(dead_letters)
+    app.add_typer(make_dlq(markup), name="dlq")
     app.command("purge")(purge)
     app.add_typer(make_db(markup), name="db")
     app.command("dev")(dev)

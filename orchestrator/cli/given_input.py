@@ -8,54 +8,73 @@ from typing import Any, NoReturn
 from shared.errors import InputError
 
 
-def read_input(given: str) -> dict[str, Any]:
-    """Read an input.
+def read_input(given: str, option: str = "--input") -> dict[str, Any]:
+    """Read an object.
 
     Args:
         given: JSON, ``@FILE``, or ``-`` for standard input.
+        option: What it was given for, for the errors.
 
     Raises:
         InputError: It cannot be read, is not JSON (says line and column), or is no object.
     """
-    text, where = _text(given)
-    try:
-        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where} is not JSON: {error.msg}, line {error.lineno}, column {error.colno}.",
-            hint=_hint(given),
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}.", hint=_hint(given)) from error
+    value = read_value(given, option)
     if not isinstance(value, dict):
         raise InputError(
-            f"{where} is {_kind(value)}; it must be an object with the fields of the input.",
-            hint=_hint(given),
+            f"{_where(given, option)} is {_kind(value)}; it must be an object with the fields of "
+            f"the {option.removeprefix('--')}.",
+            hint=_hint(given, option),
         )
     return value
 
 
-def _text(given: str) -> tuple[str, str]:
+def read_value(given: str, option: str) -> Any:
+    """Read any JSON value; as `read_input`.
+
+    Raises:
+        InputError: It cannot be read or is not JSON; says line and column.
+    """
+    text, where = _text(given, option), _where(given, option)
+    try:
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{where} is not JSON: {error.msg}, line {error.lineno}, column {error.colno}.",
+            hint=_hint(given, option),
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}.", hint=_hint(given, option)) from error
+
+
+def _text(given: str, option: str) -> str:
+    what = f"The {option.removeprefix('--')}"
     try:
         if given == "-":
-            return sys.stdin.buffer.read().decode(), "The input on standard input"
+            return sys.stdin.buffer.read().decode()
         if given.startswith("@"):
-            path = Path(given[1:])
-            return path.read_text(encoding="utf-8"), f"The input in {path}"
+            return Path(given[1:]).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"The input cannot be read: {error.strerror}: {given[1:] or 'standard input'!r}.",
-            hint="--input takes JSON, @FILE, or - for standard input.",
+            f"{what} cannot be read: {error.strerror}: {given[1:] or 'standard input'!r}.",
+            hint=f"{option} takes JSON, @FILE, or - for standard input.",
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"The input is not UTF-8: {error}.") from error
-    return given, "The input"
+        raise InputError(f"{what} is not UTF-8: {error}.") from error
+    return given
 
 
-def _hint(given: str) -> str:
+def _where(given: str, option: str) -> str:
+    what = f"The {option.removeprefix('--')}"
+    if given == "-":
+        return f"{what} on standard input"
+    return f"{what} in {given[1:]}" if given.startswith("@") else what
+
+
+def _hint(given: str, option: str) -> str:
+    nothing = "Nothing was started." if option == "--input" else "Nothing was done."
     if given == "-" or given.startswith("@"):
-        return "Nothing was started."
-    return "Nothing was started. --input takes JSON, @FILE, or - for standard input."
+        return nothing
+    return f"{nothing} {option} takes JSON, @FILE, or - for standard input."
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

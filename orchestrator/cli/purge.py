@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import output, session
-from orchestrator.cli.options import Json
-from orchestrator.cli.sagas import statuses_of
+from orchestrator.cli.options import Json, statuses_of
 from orchestrator.cli.times import given_duration
 from shared.clock import utc_now
 from shared.errors import ConfigurationError, InputError

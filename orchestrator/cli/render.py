@@ -25,6 +25,7 @@ PHASE_STYLES: Final = {
     Phase.RUNNING: "cyan",
     Phase.RETRYING: "yellow",
     Phase.SUCCEEDED: "green",
+    Phase.SKIPPED: "dim",
     Phase.REJECTED: "red",
     Phase.FAILED: "red",
     Phase.UNDOING: "cyan",

@@ -1,75 +1,77 @@
-"""`saga list`, `saga show`, `saga cancel`, `saga definitions`, `saga dead-letters`."""
+"""`saga list`, `saga show`, `saga cancel`, `saga definitions`."""
 
 import difflib
-import getpass
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import output, session
-from orchestrator.cli.options import Json, Limit, SagaId
+from orchestrator.cli.filters import (
+    AttemptsOption,
+    ErrorOption,
+    KeyOption,
+    NameOption,
+    OlderThanOption,
+    PausedOption,
+    RetryingOption,
+    StatusOption,
+    StepOption,
+    filter_of,
+)
+from orchestrator.cli.options import Json, Limit, SagaId, user
 from shared.clock import utc_now
-from shared.errors import InputError, UnknownSaga
+from shared.errors import UnknownSaga
 
 if TYPE_CHECKING:
     from orchestrator.core.definition import Definition
-    from orchestrator.core.state import Status
 
 
 def list_sagas(
-    status: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="running, compensating, stuck, completed, compensated, resolved; or active, "
-            "final. May be given several times."
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Sagas of this name.")] = None,
-    key: Annotated[str | None, typer.Option(help="The saga with this business key.")] = None,
+    status: StatusOption = None,
+    name: NameOption = None,
+    key: KeyOption = None,
+    step: StepOption = "",
+    error: ErrorOption = "",
+    attempts: AttemptsOption = 0,
+    retrying: RetryingOption = False,
+    paused: PausedOption = False,
+    older_than: OlderThanOption = None,
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
-    """List sagas, newest first."""
-    from orchestrator.cli import render
+    """List sagas, newest first.
 
-    statuses = statuses_of(status or ())
+    All options narrow the list. Status, name and key are looked up; the others are read out of the
+    sagas that are left, so give a status with them where there are many.
+    """
+    from orchestrator.cli import render
+    from orchestrator.ports import summary_of
+
+    wanted = filter_of(
+        status=status,
+        name=name,
+        key=key,
+        step=step,
+        error=error,
+        attempts=attempts,
+        retrying=retrying,
+        paused=paused,
+        older_than=older_than,
+    )
     with session.reading() as client:
-        found = client.list(statuses=statuses, name=name, key=key, limit=limit)
+        if wanted.looked_up:
+            found = client.list(statuses=wanted.statuses, name=name, key=key, limit=limit)
+        else:
+            found = [summary_of(row) for row in client.find(wanted, limit)]
     if as_json:
         output.show_json(found)
     elif found:
         output.show([render.sagas_table(found, utc_now())])
     else:
-        output.note("No saga matches." if status or name or key else "There are no sagas yet.")
+        output.note("There are no sagas yet." if wanted.is_empty else "No saga matches.")
     if len(found) == limit and not as_json:
         output.note(f"These are the newest {limit}; --limit shows more.")
-
-
-def statuses_of(given: "list[str] | tuple[()]") -> "list[Status]":
-    """The statuses that people name: singly, as `active` or `final`, several with commas.
-
-    Raises:
-        InputError: There is none of that name; names the nearest.
-    """
-    from orchestrator.core.state import ACTIVE, FINAL, Status
-
-    groups = {"active": ACTIVE, "final": FINAL}
-    known = {one.value: one for one in Status}
-    found: list[Status] = []
-    for text in (part.strip() for value in given for part in value.split(",")):
-        if text in groups:
-            found += sorted(groups[text])
-        elif text in known:
-            found.append(known[text])
-        else:
-            near = difflib.get_close_matches(text, [*known, *groups], n=1)
-            guess = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(
-                f"There is no status {text!r}.{guess}",
-                hint=f"One of {', '.join([*known, *groups])}.",
-            )
-    return found
 
 
 def show(saga_id: SagaId, as_json: Json = False) -> None:
@@ -98,7 +100,7 @@ def cancel(
     refused.
     """
     with session.acting() as client:
-        row = client.cancel(saga_id, reason=reason, by=_user())
+        row = client.cancel(saga_id, reason=reason, by=user())
     state = row.state
     if as_json:
         output.show_json(
@@ -106,13 +108,6 @@ def cancel(
         )
     else:
         output.show([output.line(f"{saga_id}  the cancel is stored; it is {state.status}")])
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name, as containers have
-        return ""
 
 
 def definitions(
@@ -144,20 +139,3 @@ def _known_definitions() -> "Sequence[Definition]":
             return client.definitions()
     session.import_from_here()
     return [saga.definition for saga in load_sagas(session.settings().definitions)]
-
-
-def dead_letters(limit: Limit = 50, as_json: Json = False) -> None:
-    """Show messages that nobody could act on.
-
-    Each with the reason why.
-    """
-    from orchestrator.cli import render
-
-    with session.reading() as client:
-        letters = client.dead_letters(limit)
-    if as_json:
-        output.show_json(letters)
-    elif letters:
-        output.show([render.dead_letters_table(letters, utc_now())])
-    else:
-        output.note("There are no dead letters.")

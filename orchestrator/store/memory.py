@@ -11,7 +11,7 @@ from typing_extensions import override
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.state import Status
-from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store
+from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store, summary_of
 from orchestrator.store import rows
 from orchestrator.store.definitions import check_same
 from shared.messages import Command
@@ -54,6 +54,7 @@ class MemoryStore(Store):
         self._outbox: dict[str, _Unpublished] = {}
         self._definitions: dict[tuple[str, int], str] = {}
         self._dead_letters: list[DeadLetter] = []
+        self._dead_letters_ever = 0
 
     @override
     def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
@@ -70,7 +71,7 @@ class MemoryStore(Store):
     @override
     def find_by_trace(self, trace_id: str) -> list[SagaSummary]:
         with self._lock:
-            found = [_summary(saga.row) for saga in self._sagas.values()]
+            found = [summary_of(saga.row) for saga in self._sagas.values()]
         return sorted((one for one in found if one.trace_id == trace_id), key=_age)
 
     @override
@@ -94,7 +95,9 @@ class MemoryStore(Store):
             }
             for command_id in published:
                 self._outbox.pop(command_id, None)
-            for number, letter in enumerate(dead_letters, len(self._dead_letters) + 1):
+            for letter in dead_letters:
+                self._dead_letters_ever += 1
+                number = self._dead_letters_ever
                 numbered = msgspec.structs.replace(letter, dead_letter_id=number)
                 self._dead_letters.append(rows.printable(numbered))
             if self._after_commit:
@@ -157,13 +160,15 @@ class MemoryStore(Store):
         name: str | None = None,
         key: str | None = None,
         limit: int = 50,
+        older: tuple[datetime, str] | None = None,
     ) -> list[SagaSummary]:
         with self._lock:
-            found = [_summary(saga.row) for saga in self._sagas.values()]
+            found = [summary_of(saga.row) for saga in self._sagas.values()]
         chosen = [
             one
             for one in found
             if (not statuses or one.status in statuses)
+            and (older is None or _age(one) < older)
             and (name is None or one.name == name)
             and (key is None or one.key == key)
         ]
@@ -239,6 +244,21 @@ class MemoryStore(Store):
             return self._dead_letters[::-1][:limit]
 
     @override
+    def dead_letter(self, dead_letter_id: int) -> DeadLetter | None:
+        with self._lock:
+            of_number = (one for one in self._dead_letters if one.dead_letter_id == dead_letter_id)
+            return next(of_number, None)
+
+    @override
+    def drop_dead_letters(self, dead_letter_ids: Collection[int]) -> int:
+        with self._lock:
+            before = len(self._dead_letters)
+            self._dead_letters = [
+                one for one in self._dead_letters if one.dead_letter_id not in dead_letter_ids
+            ]
+            return before - len(self._dead_letters)
+
+    @override
     def outbox_size(self) -> int:
         with self._lock:
             return len(self._outbox)
@@ -282,20 +302,6 @@ def _prepared(change: Change) -> _Saga:
 
 def _row(saga: _Saga) -> SagaRow:
     return msgspec.structs.replace(saga.row, state=rows.state_from(saga.state))
-
-
-def _summary(row: SagaRow) -> SagaSummary:
-    return SagaSummary(
-        saga_id=row.saga_id,
-        name=row.state.name,
-        version=row.state.version,
-        key=row.state.key,
-        status=row.state.status,
-        trace_id=row.state.trace.trace_id,
-        started_at=row.started_at,
-        updated_at=row.updated_at,
-        wake_at=row.wake_at,
-    )
 
 
 def _age(summary: SagaSummary) -> tuple[datetime, str]:

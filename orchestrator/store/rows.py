@@ -153,6 +153,18 @@ def summary_from(row: Any) -> SagaSummary:
     )
 
 
+def dead_letter_from(row: Any) -> DeadLetter:
+    """A dead letter, from a row whose columns are named like those of the table."""
+    return DeadLetter(
+        dead_letter_id=row.id,
+        reason=row.reason,
+        task=row.task,
+        saga_id=row.saga_id,
+        body=row.body,
+        at=row.at,
+    )
+
+
 def _escaped(text: str) -> str:
     if storable(text):
         return text

@@ -159,6 +159,7 @@ class SqlStore(Store):
         name: str | None = None,
         key: str | None = None,
         limit: int = 50,
+        older: tuple[datetime, str] | None = None,
     ) -> list[SagaSummary]:
         wanted = set(statuses) or set(Status)
         if not all(rows.storable(text) for text in (name, key) if text is not None):
@@ -166,6 +167,12 @@ class SqlStore(Store):
         query = sa.select(*_SUMMARY)
         if name is not None:
             query = query.where(SAGA.c.name == name)
+        if older is not None:
+            at, saga_id = older
+            # Both: the first is what an index on the start alone can use.
+            query = query.where(
+                SAGA.c.started_at <= at, sa.tuple_(SAGA.c.started_at, SAGA.c.id) < (at, saga_id)
+            )
         if key is not None:
             # At most one for each name: no reason to look at anything else.
             found = self._all(query.where(SAGA.c.key == key))
@@ -348,17 +355,18 @@ class SqlStore(Store):
     @override
     def dead_letters(self, limit: int = 50) -> list[DeadLetter]:
         query = sa.select(SAGA_DEAD_LETTER).order_by(SAGA_DEAD_LETTER.c.id.desc()).limit(limit)
-        return [
-            DeadLetter(
-                dead_letter_id=row.id,
-                reason=row.reason,
-                task=row.task,
-                saga_id=row.saga_id,
-                body=row.body,
-                at=row.at,
-            )
-            for row in self._all(query)
-        ]
+        return [rows.dead_letter_from(row) for row in self._all(query)]
+
+    @override
+    def dead_letter(self, dead_letter_id: int) -> DeadLetter | None:
+        query = sa.select(SAGA_DEAD_LETTER).where(SAGA_DEAD_LETTER.c.id == dead_letter_id)
+        return next((rows.dead_letter_from(row) for row in self._all(query)), None)
+
+    @override
+    def drop_dead_letters(self, dead_letter_ids: Collection[int]) -> int:
+        drop = sa.delete(SAGA_DEAD_LETTER).where(SAGA_DEAD_LETTER.c.id.in_(dead_letter_ids))
+        with self.database.writing() as connection:
+            return connection.execute(drop).rowcount
 
     def _document(self, name: str, version: int) -> str | None:
         if not rows.storable(name):

@@ -559,6 +559,18 @@ class StoreContract:
         assert _ids(store.list_sagas()) == ["d", "b", "a", "c"]
         assert _ids(store.list_sagas(limit=2)) == ["d", "b"]
 
+    def test_a_list_is_read_page_by_page(self, store: Store) -> None:
+        """Each page begins after the last saga of the one before, also among equal starts."""
+        put(store, *(row(f"s-{number}", started_at=T0) for number in range(3)))
+        put(store, row("older", started_at=T0 - timedelta(hours=1), status=Status.STUCK))
+        pages: list[list[str]] = []
+        older: tuple[datetime, str] | None = None
+        while page := store.list_sagas(limit=2, older=older):
+            pages.append([one.saga_id for one in page])
+            older = page[-1].started_at, page[-1].saga_id
+        assert pages == [["s-2", "s-1"], ["s-0", "older"]]
+        assert store.list_sagas(statuses=[Status.RUNNING], older=(T0, "s-0")) == []
+
     def test_a_list_holds_what_was_asked_for(self, store: Store) -> None:
         """By status, name and key, together and alone."""
         put(
@@ -665,6 +677,16 @@ class StoreContract:
         expected = letter("two", saga_id=None, dead_letter_id=numbers[1])
         assert kept[1] == expected
         assert [one.reason for one in store.dead_letters(limit=2)] == ["three", "two"]
+
+    def test_a_dead_letter_has_a_number(self, store: Store) -> None:
+        """By which it is found, and dropped."""
+        store.commit((), dead_letters=[letter("a"), letter("b"), letter("c")])
+        third, second, first = store.dead_letters()
+        assert store.dead_letter(second.dead_letter_id) == second
+        dropped = store.drop_dead_letters([first.dead_letter_id, second.dead_letter_id, 10_000])
+        assert (dropped, store.dead_letters()) == (2, [third])
+        assert store.dead_letter(first.dead_letter_id) is None
+        assert store.drop_dead_letters([]) == 0
 
     def test_a_dead_letter_may_hold_anything(self, store: Store) -> None:
         """What no database stores is escaped: it must not come back for ever."""

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from signal import SIGINT, SIGKILL
 from typing import Any
 
@@ -236,6 +237,31 @@ def test_what_ended_long_ago_is_purged_and_archived(dev: Dev) -> None:
         assert dev.saga("purge", *wrong).code == 2
 
 
+def test_operators_act_on_one_saga_and_on_all_that_fit(dev: Dev) -> None:
+    """A stuck refund: explained, looked at, tried again, skipped; each with its reason."""
+    given = {"card": "4000000000000003", "region": "moon"}
+    ids = [dev.order("--wait", **given).json["saga_id"] for _ in range(2)]
+    at_it = ("--status", "stuck", "--step", "charge-payment", "--error", "RefundRefused")
+    wait_until(lambda: len(dev.saga("list", *at_it, "--json").json) == 2, timeout=20)
+    explained = dev.saga("explain", ids[0])
+    assert "Undoing step 'charge-payment' gave up after RefundRefused" in explained.out
+    assert "No worker" not in explained.out
+    assert "No orchestrator" not in explained.out
+    # What would follow; nothing is done, and nothing without being asked twice.
+    looked = dev.saga("retry", *at_it, "--reason", "test", "--dry-run", "--json").json
+    assert {one["saga_id"] for one in looked} == {*ids}
+    assert all(one["commands"] and one["dry_run"] for one in looked)
+    assert dev.saga("retry", *at_it, "--reason", "test").code == 2
+    assert dev.saga("retry", "--reason", "test").code == 2
+    assert dev.saga("resume", ids[0], "--reason", "test", "--json").error["type"] == "NotAllowed"
+    # Undone by hand at the bank: the saga goes on undoing the rest.
+    done = dev.saga("skip", *at_it, "--reason", "refunded by hand", "--yes", "--json").json
+    assert {one["status"] for one in done} == {"compensating"}
+    for saga_id in ids:
+        wait_until(partial(lambda it: dev.status(it) == "compensated", saga_id), timeout=20)
+    assert "refunded by hand" in dev.saga("show", ids[0]).out
+
+
 def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
     """As text and as JSON."""
     shown = dev.saga("definitions", "place-order")
@@ -243,7 +269,8 @@ def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
     (found,) = dev.saga("definitions", "--json").json
     assert next(step["name"] for step in found["steps"]) == "reserve-inventory"
     assert dev.saga("definitions", "place-ordre").code == 2
-    assert dev.saga("dead-letters", "--json").json == []
+    assert dev.saga("dlq", "list", "--json").json == []
+    assert dev.saga("dlq", "requeue", "7").code == 2
 
 
 def test_an_unknown_status_is_refused(dev: Dev) -> None:

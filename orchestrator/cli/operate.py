@@ -1,0 +1,280 @@
+"""`saga pause`, `resume`, `retry`, `skip`, `resolve`, `compensate`: one saga, or all that fit.
+
+Every one takes `--reason`, which is kept in the history with who asked and when, and `--dry-run`,
+which says what would follow and changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from orchestrator.cli import output, session
+from orchestrator.cli.filters import (
+    AttemptsOption,
+    ErrorOption,
+    NameOption,
+    OlderThanOption,
+    RetryingOption,
+    StatusOption,
+    StepOption,
+    filter_of,
+)
+from orchestrator.cli.given_input import read_input, read_value
+from orchestrator.cli.options import Json, Reason, user
+from shared.errors import InputError, NotAllowed, SagaError
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client
+    from orchestrator.engine import Operated
+    from orchestrator.search import Filter
+
+_COMPENSATE: Final = """Give up going forward, and undo what was done.
+
+Also where nobody knows whether the pivot happened: you vouch that it did not."""
+
+Do = Callable[["Client", str], "Operated"]
+Command = Callable[..., None]
+
+SAGAS_MAX: Final = 10_000
+"""Most sagas that one command acts on; the next one takes the rest."""
+
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of sagas; or name a filter.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what would follow; nothing is changed.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before acting on a filter.")]
+Which = Annotated[
+    str, typer.Option("--step", help="This step; with a filter, the sagas that are at it.")
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of operators."""
+    for name, method, text in (
+        ("pause", "pause", "Begin nothing new until it is resumed.\n\nWhat is in flight ends."),
+        ("resume", "resume", "Go on with a saga that was paused."),
+        ("resolve", "resolve", "End a stuck saga that has been put right by hand."),
+        (
+            "compensate",
+            "compensate",
+            _COMPENSATE,
+        ),
+    ):
+        app.command(name, help=text)(_simple(method))
+    app.command("retry")(retry)
+    app.command("skip")(skip)
+
+
+def _simple(method: str) -> Command:
+    def command(
+        reason: Reason,
+        saga_ids: Ids = None,
+        status: StatusOption = None,
+        name: NameOption = None,
+        step: StepOption = "",
+        error: ErrorOption = "",
+        attempts: AttemptsOption = 0,
+        retrying: RetryingOption = False,
+        older_than: OlderThanOption = None,
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        as_json: Json = False,
+    ) -> None:
+        wanted = filter_of(
+            status=status,
+            name=name,
+            step=step,
+            error=error,
+            attempts=attempts,
+            retrying=retrying,
+            older_than=older_than,
+        )
+
+        def do(client: "Client", saga_id: str) -> "Operated":
+            asked = getattr(client, method)
+            done: Operated = asked(saga_id, reason=reason, by=user(), dry_run=dry_run)
+            return done
+
+        _act(saga_ids or [], wanted, do, dry_run=dry_run, yes=yes, as_json=as_json)
+
+    return command
+
+
+def retry(
+    reason: Reason,
+    saga_ids: Ids = None,
+    step: Which = "",
+    payload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|@FILE|-",
+            help="Keyword arguments for the step in place of its own, from now on.",
+        ),
+    ] = None,
+    status: StatusOption = None,
+    name: NameOption = None,
+    error: ErrorOption = "",
+    attempts: AttemptsOption = 0,
+    retrying: RetryingOption = False,
+    older_than: OlderThanOption = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Make the next attempt now, or one more where a step or its undo has given up."""
+    edited = None if payload is None else read_input(payload, "--payload")
+    wanted = filter_of(
+        status=status,
+        name=name,
+        step=step if not saga_ids else "",
+        error=error,
+        attempts=attempts,
+        retrying=retrying,
+        older_than=older_than,
+    )
+
+    def do(client: "Client", saga_id: str) -> "Operated":
+        return client.retry(
+            saga_id, step, payload=edited, reason=reason, by=user(), dry_run=dry_run
+        )
+
+    _act(saga_ids or [], wanted, do, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def skip(
+    step: Annotated[
+        str, typer.Option("--step", help="The step; with a filter, the sagas that are at it.")
+    ],
+    reason: Reason,
+    saga_ids: Ids = None,
+    result: Annotated[
+        str,
+        typer.Option(
+            "--output", metavar="JSON|@FILE|-", help="What later steps see as its output."
+        ),
+    ] = "null",
+    status: StatusOption = None,
+    name: NameOption = None,
+    error: ErrorOption = "",
+    attempts: AttemptsOption = 0,
+    older_than: OlderThanOption = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Go on as if a step, or its undo, had been done."""
+    value = read_value(result, "--output")
+    wanted = filter_of(
+        status=status,
+        name=name,
+        step=step if not saga_ids else "",
+        error=error,
+        attempts=attempts,
+        older_than=older_than,
+    )
+
+    def do(client: "Client", saga_id: str) -> "Operated":
+        return client.skip(saga_id, step, output=value, reason=reason, by=user(), dry_run=dry_run)
+
+    _act(saga_ids or [], wanted, do, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def _act(
+    saga_ids: Sequence[str],
+    wanted: "Filter",
+    do: Do,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    if bool(saga_ids) is not wanted.is_empty:
+        raise InputError(
+            "Name sagas by their ids, or by a filter, and not both.",
+            hint="For example --status stuck --name place-order; --dry-run shows what would follow.",
+        )
+    with session.acting() as client:
+        chosen = list(saga_ids) or [row.saga_id for row in client.find(wanted, SAGAS_MAX)]
+        if not saga_ids and not dry_run and chosen:
+            _confirm(len(chosen), yes=yes)
+        if len(saga_ids) == 1:  # its error is the command's
+            results = [_described(do(client, saga_ids[0]))]
+        else:
+            results = [_attempted(client, saga_id, do) for saga_id in chosen]
+    refused = sum(bool(result["refused"]) for result in results)
+    if as_json:
+        output.show_json(results[0] if len(saga_ids) == 1 else results)
+    elif results:
+        output.show([_table(results, dry_run=dry_run)])
+    else:
+        output.note("No saga matches.")
+    if refused:
+        raise typer.Exit(NotAllowed.exit_code)
+
+
+def _confirm(sagas: int, *, yes: bool) -> None:
+    if yes:
+        return
+    if not output.is_terminal():
+        raise InputError(
+            f"{sagas} sagas match.", hint="Look with --dry-run, then give --yes. Nothing was done."
+        )
+    if not typer.confirm(f"Do it to {sagas} sagas?", err=True):
+        raise typer.Abort
+
+
+def _attempted(client: "Client", saga_id: str, do: Do) -> dict[str, Any]:
+    try:
+        return _described(do(client, saga_id))
+    except SagaError as error:
+        if not isinstance(error, NotAllowed) and error.saga_id is None and error.exit_code == 1:
+            raise  # the store is away: that is not about this saga
+        return {"saga_id": saga_id, "refused": error.message, "events": [], "commands": []}
+
+
+def _described(operated: "Operated") -> dict[str, Any]:
+    from orchestrator.core.events import tag_of
+
+    state = operated.row.state
+    return {
+        "saga_id": operated.row.saga_id,
+        "trace_id": state.trace.trace_id,
+        "status": state.status.value,
+        "paused": state.paused,
+        "events": [tag_of(event) for event in operated.events],
+        "commands": [
+            {"step": one.step, "direction": one.direction, "attempt": one.attempt}
+            for one in operated.commands
+        ],
+        "dry_run": operated.dry_run,
+        "refused": "",
+    }
+
+
+def _table(results: Sequence[dict[str, Any]], *, dry_run: bool) -> output.Table:
+    return output.Table(
+        ("ID", "STATUS", "WOULD FOLLOW" if dry_run else "FOLLOWED"),
+        [
+            (
+                output.Piece(one["saga_id"]),
+                output.Piece(one.get("status", "")),
+                output.Piece(one["refused"], "red") if one["refused"] else _followed(one),
+            )
+            for one in results
+        ],
+    )
+
+
+def _followed(result: dict[str, Any]) -> output.Piece:
+    sent = [
+        f"attempt {one['attempt']} of {one['step']}"
+        + (" (undo)" if one["direction"] == "compensation" else "")
+        for one in result["commands"]
+    ]
+    words = ", ".join(event.replace("_", " ") for event in result["events"])
+    if not words:
+        return output.Piece("nothing: it was so already", "dim")
+    return output.Piece(f"{words}; sends {', '.join(sent)}" if sent else words)

@@ -1,0 +1,163 @@
+"""Says in a paragraph why a saga is where it is, and what it waits for. Pure: no store, no broker."""
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timedelta
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded, SagaPaused, StepDispatched
+from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
+from orchestrator.ports import SagaRow
+from shared.names import ORCHESTRATOR_QUEUE
+
+
+def explain(
+    definition: Definition,
+    row: SagaRow,
+    history: Sequence[Recorded],
+    now: datetime,
+    *,
+    consumed: Collection[str] | None,
+) -> str:
+    """Why a saga is not moving, or that it has ended.
+
+    Args:
+        definition: What it runs on.
+        row: The saga.
+        history: All of it.
+        now: The time.
+        consumed: Queues that some worker consumes; None where nobody could be asked.
+    """
+    return " ".join(_sentences(definition, row, history, now, consumed))
+
+
+def _sentences(
+    definition: Definition,
+    row: SagaRow,
+    history: Sequence[Recorded],
+    now: datetime,
+    consumed: Collection[str] | None,
+) -> Iterator[str]:
+    state = row.state
+    if state.status.final:
+        yield f"It has ended: it is {state.status} since {_clock(row.updated_at, now)}."
+        if state.cause:
+            yield f"It turned back because {_because(state.cause)}."
+        return
+    yield from _direction(state, history, now)
+    for planned in definition.steps:
+        step = state.step(planned.name)
+        sentence = _step(planned.name, planned.queue, step, history, now)
+        if sentence:
+            yield sentence
+        in_flight = step.phase in {Phase.RUNNING, Phase.UNDOING}
+        if in_flight and consumed is not None and planned.queue not in consumed:
+            yield (
+                f"No worker that answers listens on the queue {planned.queue!r}: "
+                f"start one with `celery -A <your app> worker -Q {planned.queue}`."
+            )
+    if consumed is not None and ORCHESTRATOR_QUEUE not in consumed:
+        yield (
+            "No orchestrator answers: start one with `celery -A orchestrator worker`; "
+            "until then nothing goes on."
+        )
+    elif row.wake_at is not None and now - row.wake_at > timedelta(seconds=10):
+        late = _span(now - row.wake_at)
+        yield f"A timer is {late} late: no orchestrator works, or they cannot keep up."
+
+
+def _direction(state: SagaState, history: Sequence[Recorded], now: datetime) -> Iterator[str]:
+    if state.paused:
+        last = next((one for one in reversed(history) if isinstance(one.event, SagaPaused)), None)
+        who = ""
+        if last is not None and isinstance(last.event, SagaPaused):
+            by, reason = last.event.by or "an operator", last.event.reason
+            who = f" by {by} at {_clock(last.at, now)}" + (f" ({reason})" if reason else "")
+        yield f"It was paused{who}: nothing new begins until `saga resume`."
+    if state.status is Status.STUCK:
+        yield "It is stuck: it can go neither on nor back without an operator."
+    elif state.backward and state.cause:
+        yield f"It is being undone, because {_because(state.cause)}."
+    elif state.cause:
+        yield (
+            f"It turns back, because {_because(state.cause)}, "
+            "as soon as the steps in flight have ended."
+        )
+
+
+def _because(cause: Cause) -> str:
+    said = ""
+    if cause.failure:
+        kind, message = cause.failure.kind, cause.failure.message
+        said = f" ({kind}: {message})" if message else f" ({kind})"
+    match cause.kind:
+        case CauseKind.DEADLINE:
+            return "its deadline has passed"
+        case CauseKind.CANCELLED:
+            reason = cause.failure.message if cause.failure else ""
+            return f"it was cancelled ({reason})" if reason else "it was cancelled"
+        case CauseKind.TIMED_OUT:
+            return f"step {cause.step!r} did not answer in time"
+        case CauseKind.REJECTED:
+            return f"step {cause.step!r} was rejected{said}"
+        case CauseKind.FAILED:
+            return f"step {cause.step!r} failed{said}"
+
+
+def _step(
+    name: str, queue: str, step: StepState, history: Sequence[Recorded], now: datetime
+) -> str:
+    failure = f" after {step.failure.kind}: {step.failure.message}" if step.failure else ""
+    if step.stuck:
+        undoing = step.phase is Phase.UNDO_FAILED
+        what = f"Undoing step {name!r}" if undoing else f"Step {name!r}"
+        times = step.undo_attempt if undoing else step.attempt
+        return (
+            f"{what} gave up{failure} (attempt {times}). Look at it, then `saga retry`, "
+            "`saga skip` or `saga resolve`."
+        )
+    match step.phase:
+        case Phase.RUNNING | Phase.UNDOING:
+            undoing = step.phase is Phase.UNDOING
+            number = step.undo_attempt if undoing else step.attempt
+            sent = _sent_at(name, "compensation" if undoing else "action", number, history)
+            ago = f", sent {_span(now - sent)} ago" if sent else ""
+            until = f", until {_clock(step.due_at, now)}" if step.due_at else ""
+            what = "undo of step" if undoing else "step"
+            return (
+                f"It waits for the reply to attempt {number} of {what} {name!r} "
+                f"on the queue {queue!r}{ago}{until}."
+            )
+        case Phase.RETRYING | Phase.UNDO_RETRYING:
+            undoing = step.phase is Phase.UNDO_RETRYING
+            number = (step.undo_attempt if undoing else step.attempt) + 1
+            what = f"to undo step {name!r}" if undoing else f"of step {name!r}"
+            at = _clock(step.due_at, now) if step.due_at else "its time"
+            return f"It waits until {at} for attempt {number} {what}{failure}."
+        case _:
+            return ""
+
+
+def _sent_at(
+    name: str, direction: str, attempt: int, history: Sequence[Recorded]
+) -> datetime | None:
+    for recorded in reversed(history):
+        event = recorded.event
+        if isinstance(event, StepDispatched) and (
+            (event.step, event.direction, event.attempt) == (name, direction, attempt)
+        ):
+            return recorded.at
+    return None
+
+
+def _clock(at: datetime, now: datetime) -> str:
+    local = at.astimezone()
+    same_day = local.date() == now.astimezone().date()
+    return f"{local:%H:%M:%S}" if same_day else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def _span(length: timedelta) -> str:
+    seconds = max(0, round(length.total_seconds()))
+    for unit, word in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit} {word}"
+    return f"{seconds} seconds"
