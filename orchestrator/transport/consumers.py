@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from celery import Celery
 
-from orchestrator.transport.link import BROKER_ERRORS
+from shared.broker_transport import BROKER_ERRORS
 
 ANSWER_WITHIN: Final = timedelta(seconds=1)
 
