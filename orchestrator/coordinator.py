@@ -20,11 +20,13 @@ from shared.clock import monotonic
 from shared.errors import UnavailableError
 from shared.telemetry import names
 from shared.telemetry.metrics import catalog
+from shared.telemetry.metrics.registry import REGISTRY
 
 TIMER_INTERVAL: Final = timedelta(milliseconds=200)
 SETTLE_INTERVAL: Final = timedelta(seconds=1)
 SWEEP_INTERVAL: Final = timedelta(seconds=1)
 RETRACE_INTERVAL: Final = timedelta(seconds=5)
+SURVEY_INTERVAL: Final = timedelta(seconds=5)
 TIMERS_MAX: Final = 200
 SWEEP_MAX: Final = 500
 
@@ -71,17 +73,27 @@ class Coordinator:
         self._stopping = stopping or threading.Event()
         self._broker = Dependency("broker", self._stopping, monotonic)
         self._store = Dependency("store", self._stopping, monotonic)
-        chores: tuple[tuple[timedelta, Callable[[], bool | None]], ...] = (
+        chores: list[tuple[timedelta, Callable[[], bool | None]]] = [
             (TIMER_INTERVAL, lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX),
             (SETTLE_INTERVAL, engine.settle),
             (SWEEP_INTERVAL, lambda: engine.republish(republish_after, SWEEP_MAX) == SWEEP_MAX),
             (RETRACE_INTERVAL, lambda: engine.retrace(SWEEP_MAX) == SWEEP_MAX),
-        )
+        ]
+        if REGISTRY.on:
+            chores.append((SURVEY_INTERVAL, engine.survey))
         self._chores = tuple(_Chore(interval, work, monotonic) for interval, work in chores)
 
     def run(self) -> None:
         """Work until `stop`; an error other than a broker or store that is away ends it."""
         log.info("coordinator.started")
+        catalog.COORDINATOR_UP.set(1)
+        try:
+            self._run()
+        finally:
+            catalog.COORDINATOR_UP.set(0)
+        log.info("coordinator.stopped")
+
+    def _run(self) -> None:
         while not self._stopping.is_set():
             deliveries = self._receive()
             if deliveries:
@@ -92,7 +104,6 @@ class Coordinator:
         self._store.attempt(self._engine.settle)
         # Messages in hand go back to the queue at once.
         self._broker.attempt(self._engine.close)
-        log.info("coordinator.stopped")
 
     def stop(self) -> None:
         """Make `run` return after the batch in hand. Never raises, from any thread."""
@@ -164,6 +175,7 @@ class Dependency:
         self._monotonic = monotonic
         self._failures = 0
         self._away_since = 0.0
+        self._shown: bool | None = None
 
     def attempt(self, work: Callable[[], object]) -> bool:
         """Do something; after a failure wait, longer each time. Returns whether it worked."""
@@ -174,6 +186,7 @@ class Dependency:
                 self._away_since = self._monotonic()
                 log.error("dependency.unavailable", dependency=self._name, error=str(error))  # noqa: TRY400 - expected, and told in one line
             self._failures += 1
+            self._show(up=False)
             wait = delay(RECONNECT, self._failures, self._name)
             self._stopping.wait(wait.total_seconds())
             return False
@@ -187,4 +200,10 @@ class Dependency:
             )
             catalog.RECONNECTS.add(1, {names.DEPENDENCY: self._name})
             self._failures = 0
+        self._show(up=True)
         return True
+
+    def _show(self, *, up: bool) -> None:
+        if up is not self._shown:
+            self._shown = up
+            catalog.DEPENDENCY_UP.set(int(up), {names.DEPENDENCY: self._name})

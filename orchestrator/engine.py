@@ -147,6 +147,7 @@ class Engine:
         self._clock = clock
         self._payload_bytes_max = payload_bytes_max
         self._published: set[str] = set()
+        self._gauges: metrics.StoreGauges | None = None
 
     # Starts and cancels, from a client ------------------------------------------------------
 
@@ -297,6 +298,12 @@ class Engine:
             self.store.commit((), traced=given_up)
         return len(saga_ids)
 
+    def survey(self) -> None:
+        """Look how the store is doing, for the metrics."""
+        if self._gauges is None:
+            self._gauges = metrics.StoreGauges(self._clock)
+        self._gauges.look(self.store)
+
     def definition_of(self, row: SagaRow) -> Definition:
         """The definition that a saga started with.
 
@@ -315,6 +322,8 @@ class Engine:
 
     def close(self) -> None:
         """Give connections back."""
+        if self._gauges is not None:
+            self._gauges.close()
         self._tracing.close()
         self.transport.close()
         self.store.close()

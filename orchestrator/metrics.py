@@ -6,7 +6,9 @@ it is the one whose compare-and-set has won.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import (
@@ -20,12 +22,19 @@ from orchestrator.core.events import (
     StepTimedOut,
 )
 from orchestrator.core.state import Phase, SagaState
-from orchestrator.ports import Change, SagaRow
+from orchestrator.ports import Change, SagaRow, Store, Survey
 from orchestrator.projection import step_span_id
+from shared.clock import Clock
 from shared.ids import Direction
 from shared.telemetry import names
-from shared.telemetry.metrics import catalog
+from shared.telemetry.metrics import Observation, catalog
 from shared.telemetry.metrics.registry import REGISTRY
+
+TIMER_LATE: Final = timedelta(seconds=5)
+"""How long after its time a timer counts as late; they are looked for five times a second."""
+
+SHOWN_FOR: Final = timedelta(seconds=30)
+"""How long the last look at the store is shown: what cannot be asked is not known."""
 
 Ended = StepSucceeded | StepRejected | StepFailed | StepTimedOut
 
@@ -66,6 +75,64 @@ def published(commands: int) -> None:
     """Count commands that the broker has taken; none is a failure."""
     catalog.COMMANDS_PUBLISHED.add(commands)
     catalog.PUBLISH_FAILURES.add(0 if commands else 1)
+
+
+class StoreGauges:
+    """What the last look at the store has found, as gauges.
+
+    Each orchestrator shows all of the store, so that queries take the ``max`` over them.
+
+    Args:
+        clock: Tells the time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: Survey | None = None
+        self._at = clock()
+        self._ends = [
+            catalog.show_in_flight(self._in_flight),
+            *(
+                show(partial(self._one, value))
+                for show, value in (
+                    (catalog.show_timers_late, lambda seen, _: seen.timers_late),
+                    (catalog.show_timers_lateness, lambda seen, at: _age(seen.timer_due_at, at)),
+                    (catalog.show_outbox_size, lambda seen, _: seen.outbox_size),
+                    (catalog.show_outbox_age, lambda seen, at: _age(seen.outbox_since, at)),
+                    (catalog.show_dead_letters, lambda seen, _: seen.dead_letters),
+                )
+            ),
+        ]
+
+    def look(self, store: Store) -> None:
+        """Ask the store.
+
+        Raises:
+            UnavailableError: It cannot be reached; what was seen last is shown for a while.
+        """
+        at = self._clock()
+        self._seen, self._at = store.survey(at - TIMER_LATE), at
+
+    def close(self) -> None:
+        """Show nothing any more."""
+        for end in self._ends:
+            end()
+
+    def _fresh(self) -> Survey | None:
+        return self._seen if self._clock() - self._at <= SHOWN_FOR else None
+
+    def _one(self, value: Callable[[Survey, datetime], float]) -> Iterable[Observation]:
+        seen = self._fresh()
+        return [] if seen is None else [Observation(value(seen, self._at))]
+
+    def _in_flight(self) -> Iterable[Observation]:
+        seen = self._fresh()
+        for (name, status), sagas in (seen.in_flight if seen else {}).items():
+            yield Observation(sagas, {names.SAGA_NAME: name, names.SAGA_STATUS: status.value})
+
+
+def _age(since: datetime | None, at: datetime) -> float:
+    return 0.0 if since is None else max(0.0, (at - since).total_seconds())
 
 
 def _measure(change: Change, before: SagaState | None, definition: Definition) -> None:

@@ -107,6 +107,26 @@ def summary_of(row: SagaRow) -> SagaSummary:
     )
 
 
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """How the store is doing. A count that has reached 100,000 may be more.
+
+    Attributes:
+        in_flight: Sagas that have not ended, by name and status; zeros of known names included.
+        timers_late: Sagas whose timer was due at the moment that was asked for.
+        timer_due_at: When the oldest timer is or was due; None without any.
+        outbox_size: Commands that may not have reached the broker.
+        outbox_since: When the oldest of them was committed; None without any.
+        dead_letters: Messages that nobody could act on.
+    """
+
+    in_flight: dict[tuple[str, Status], int]
+    timers_late: int
+    timer_due_at: datetime | None
+    outbox_size: int
+    outbox_since: datetime | None
+    dead_letters: int
+
+
 class Store(Protocol):
     """Sagas, histories, outbox, definitions and dead letters.
 
@@ -231,6 +251,13 @@ class Store(Protocol):
 
     def outbox_size(self) -> int:
         """Commands that may not have reached the broker."""
+
+    def survey(self, late_before: datetime) -> Survey:
+        """How the store is doing; cheap, whatever has finished or piled up.
+
+        Args:
+            late_before: A timer that was due by then counts as late.
+        """
 
     def check(self) -> None:
         """Check that the database answers and has the schema of this version.

@@ -10,8 +10,16 @@ from typing_extensions import override
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
-from orchestrator.core.state import Status
-from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store, summary_of
+from orchestrator.core.state import ACTIVE, Status
+from orchestrator.ports import (
+    Change,
+    DeadLetter,
+    SagaRow,
+    SagaSummary,
+    Store,
+    Survey,
+    summary_of,
+)
 from orchestrator.store import rows
 from orchestrator.store.definitions import check_same
 from shared.messages import Command
@@ -29,6 +37,7 @@ class _Saga(msgspec.Struct):
 class _Unpublished(msgspec.Struct):
     handed_out_at: datetime
     command: str
+    committed_at: datetime
 
 
 class MemoryStore(Store):
@@ -264,6 +273,27 @@ class MemoryStore(Store):
             return len(self._outbox)
 
     @override
+    def survey(self, late_before: datetime) -> Survey:
+        with self._lock:
+            names = {name for name, _ in self._definitions}
+            timers = [saga.row.wake_at for saga in self._sagas.values() if saga.row.wake_at]
+            found = Counter(
+                (saga.row.state.name, saga.row.state.status) for saga in self._sagas.values()
+            )
+            return Survey(
+                in_flight={
+                    (name, status): found[name, status] for name in names for status in ACTIVE
+                },
+                timers_late=sum(due_at <= late_before for due_at in timers),
+                timer_due_at=min(timers, default=None),
+                outbox_size=len(self._outbox),
+                outbox_since=min(
+                    (item.committed_at for item in self._outbox.values()), default=None
+                ),
+                dead_letters=len(self._dead_letters),
+            )
+
+    @override
     def check(self) -> None:
         """Nothing can be wrong."""
 
@@ -284,7 +314,7 @@ class MemoryStore(Store):
             after.history = [*before.history, *after.history]
         self._sagas[row.saga_id] = after
         for command_id, command in after.commands.items():
-            self._outbox[command_id] = _Unpublished(row.updated_at, command)
+            self._outbox[command_id] = _Unpublished(row.updated_at, command, row.updated_at)
         return True
 
 

@@ -16,11 +16,12 @@ from typing_extensions import override
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.state import Status
-from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store
+from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store, Survey
 from orchestrator.store import rows, schema
 from orchestrator.store.database import Database
 from orchestrator.store.definitions import check_same
 from orchestrator.store.statements import PostgresqlStatements, SqliteStatements
+from orchestrator.store.survey import survey
 from orchestrator.store.tables import (
     IS_FINAL,
     SAGA,
@@ -318,6 +319,11 @@ class SqlStore(Store):
     def outbox_size(self) -> int:
         query = sa.select(sa.func.count()).select_from(SAGA_OUTBOX)
         return int(self._all(query)[0][0])
+
+    @override
+    def survey(self, late_before: datetime) -> Survey:
+        with self.database.reading() as connection:
+            return survey(connection, late_before)
 
     # Definitions and dead letters ------------------------------------------------------------
 

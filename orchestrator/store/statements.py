@@ -273,6 +273,7 @@ def _commands(changes: Iterable[Change]) -> list[_Values]:
             "saga_id": change.row.saga_id,
             "handed_out_at": rows.micros(change.row.updated_at),
             "command": rows.to_json(command),
+            "committed_at": rows.micros(change.row.updated_at),
         }
         for change in changes
         for command in change.commands

@@ -117,8 +117,11 @@ SAGA_OUTBOX: Final = sa.Table(
     sa.Column("saga_id", sa.Text, nullable=False),
     sa.Column("handed_out_at", Instant, nullable=False),
     sa.Column("command", sa.Text, nullable=False),
+    # Beside `handed_out_at`, which begins anew with each attempt to send it.
+    sa.Column("committed_at", Instant),
 )
 sa.Index("ix_saga_outbox_handed_out_at", SAGA_OUTBOX.c.handed_out_at)
+sa.Index("ix_saga_outbox_committed_at", SAGA_OUTBOX.c.committed_at)
 
 SAGA_DEFINITION: Final = sa.Table(
     "saga_definition",

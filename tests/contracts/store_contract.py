@@ -45,7 +45,7 @@ from orchestrator.core.state import (
     Status,
     StepState,
 )
-from orchestrator.ports import Change, DeadLetter, SagaRow, Store
+from orchestrator.ports import Change, DeadLetter, SagaRow, Store, Survey
 from shared.errors import DecodeError, DefinitionChanged
 from shared.ids import command_id
 from shared.messages import Command, Execution, Failure
@@ -750,6 +750,46 @@ class StoreContract:
         assert opener().definitions() == [one for one in offered if one not in refused]
 
     # Life ------------------------------------------------------------------------------------
+
+    def test_an_empty_store_has_nothing_to_survey(self, store: Store) -> None:
+        """No saga, no timer, no command, no letter."""
+        assert store.survey(T0) == Survey(
+            in_flight={},
+            timers_late=0,
+            timer_due_at=None,
+            outbox_size=0,
+            outbox_since=None,
+            dead_letters=0,
+        )
+
+    def test_a_survey_says_how_the_store_is_doing(self, store: Store) -> None:
+        """Known names with zeros, late timers, and the oldest command, however often it was tried."""
+        store.put_definition(_named("test", 1), T0)
+        put(
+            store,
+            row("s1", wake_at=T0 + seconds(1)),
+            row("s2", wake_at=T0 + seconds(9)),
+            row("s3", status=Status.STUCK),
+            row("s4", status=Status.COMPLETED),
+        )
+        store.commit(
+            [change(row("s5", updated_at=T0 + seconds(3)), commands=[command("s5")])],
+            dead_letters=[letter("one"), letter("two")],
+        )
+        store.commit([change(row("s6", updated_at=T0 + seconds(4)), commands=[command("s6")])])
+        assert len(store.claim_unpublished(T0 + seconds(60), T0 + seconds(60), 10)) == 2
+        assert store.survey(T0 + seconds(5)) == Survey(
+            in_flight={
+                ("test", Status.RUNNING): 4,
+                ("test", Status.COMPENSATING): 0,
+                ("test", Status.STUCK): 1,
+            },
+            timers_late=1,
+            timer_due_at=T0 + seconds(1),
+            outbox_size=2,
+            outbox_since=T0 + seconds(3),
+            dead_letters=2,
+        )
 
     def test_a_store_in_order_passes_its_check(self, store: Store) -> None:
         """It says nothing."""

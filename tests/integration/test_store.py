@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -18,6 +19,7 @@ from orchestrator.store.sql import SqlStore, open_store, upgrade
 from shared.embedded import free_port
 from shared.errors import ConfigurationError, SagaError, UnavailableError
 from tests.contracts.store_contract import T0, change, command, put, row, seconds
+from tests.core.builders import linear
 from tests.servers.postgres import PostgresServer
 from tests.waiting import wait_until
 
@@ -198,6 +200,25 @@ def test_a_list_is_one_statement(store: SqlStore) -> None:
     """A saga that changes its status meanwhile is neither left out nor there twice."""
     fill(store)
     assert len(plans(store, store.list_sagas)) == 1
+
+
+def test_a_survey_reads_no_finished_saga(store: SqlStore) -> None:
+    """Active sagas and late timers are counted in their indexes, whatever has finished."""
+    fill(store)
+    store.put_definition(msgspec.structs.replace(linear("a"), name="test"), T0)
+    explained = plans(store, lambda: store.survey(T0))
+    assert len(explained) == 7
+    counted, late, oldest = (explained[number] for number in (1, 2, 3))
+    assert re.search(r"ix_saga_(name_)?status", counted)
+    for plan in (late, oldest):
+        assert "ix_saga_wake_at" in plan
+    assert "ix_saga_outbox_committed_at" in explained[5]
+    for plan in explained:
+        assert "Seq Scan on saga " not in f"{plan} "
+        assert not re.search(r"SCAN saga(?! USING (COVERING )?INDEX)\b(?!_)", plan)
+    found = store.survey(T0)
+    assert (found.in_flight["test", Status.RUNNING], found.timers_late) == (3, 3)
+    assert found.outbox_size == FINISHED + 3
 
 
 @pytest.mark.parametrize("index", ["ix_saga_wake_at", "ix_saga_trace_due_at"])

@@ -1,12 +1,13 @@
 """Every metric of the product. docs/metrics.md lists them, and a test holds it to this file."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 from opentelemetry.metrics import Observation
 
 from shared.telemetry import names, setup
-from shared.telemetry.metrics import COUNTS, counter, histogram, observe, up_down_counter
+from shared.telemetry.metrics import COUNTS, counter, gauge, histogram, observe, up_down_counter
 
 _SAGA: Final = (names.SAGA_NAME,)
 _STEP: Final = (names.SAGA_NAME, names.SAGA_STEP, names.SAGA_DIRECTION)
@@ -108,6 +109,63 @@ RECONNECTS = counter(
     unit="{reconnect}",
     description="Times that broker or store came back after they had been away.",
     labels=(names.DEPENDENCY,),
+)
+
+COORDINATOR_UP = gauge(
+    names.METRIC_COORDINATOR_UP,
+    description="1 while the loop of an orchestrator runs; there is none where it is missing.",
+)
+DEPENDENCY_UP = gauge(
+    names.METRIC_DEPENDENCY_UP,
+    description="Whether broker and store answered when the orchestrator last asked: 1 or 0.",
+    labels=(names.DEPENDENCY,),
+    rule="max",
+)
+
+# What the store holds: the same in every orchestrator, so queries take the max ------------------
+
+show_in_flight = partial(
+    observe,
+    names.METRIC_IN_FLIGHT,
+    unit="{saga}",
+    description="Sagas that have not ended, in the store. At most 100,000 are counted.",
+    labels=(names.SAGA_NAME, names.SAGA_STATUS),
+    rule="max",
+)
+show_timers_late = partial(
+    observe,
+    names.METRIC_TIMERS_LATE,
+    unit="{saga}",
+    description="Sagas whose timer has been due for more than five seconds.",
+    rule="max",
+)
+show_timers_lateness = partial(
+    observe,
+    names.METRIC_TIMERS_LATENESS,
+    unit="s",
+    description="How long the oldest timer has been due; 0 where none is.",
+    rule="max",
+)
+show_outbox_size = partial(
+    observe,
+    names.METRIC_OUTBOX_SIZE,
+    unit="{command}",
+    description="Commands that may not have reached the broker. At most 100,000 are counted.",
+    rule="max",
+)
+show_outbox_age = partial(
+    observe,
+    names.METRIC_OUTBOX_AGE,
+    unit="s",
+    description="How long the oldest of them has been waiting; 0 where none is.",
+    rule="max",
+)
+show_dead_letters = partial(
+    observe,
+    names.METRIC_DEAD_LETTERS,
+    unit="{message}",
+    description="Messages in the store that nobody could act on. At most 100,000 are counted.",
+    rule="max",
 )
 
 # Participants ---------------------------------------------------------------------------------
