@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.machine import why_not
@@ -31,7 +33,17 @@ from orchestrator.views import SagaView, outcome_of, saga_view
 from shared import codec
 from shared.clock import monotonic, pause
 from shared.errors import InputError, NotAllowed, UnknownSaga
-from shared.messages import CancelRequest, Reply, StartRequest, Undecodable
+from shared.messages import (
+    CancelRequest,
+    Ended,
+    Failed,
+    Failure,
+    Rejected,
+    Reply,
+    StartRequest,
+    Succeeded,
+    Undecodable,
+)
 from shared.telemetry.header_propagator import current_parent
 
 _POLL_FIRST_S = 0.005
@@ -58,6 +70,7 @@ class Client:
         key: str | None = None,
         traceparent: str | None = None,
         tracestate: str = "",
+        not_before: datetime | None = None,
     ) -> Started:
         """Start a saga. Durable when this returns.
 
@@ -68,6 +81,7 @@ class Client:
             traceparent: Trace of the caller, continued; by default that of the running code: of the
                 HTTP request, the task or the span that this is called in, if there is one.
             tracestate: Of the caller.
+            not_before: When the first step begins, aware; at once where it is past or None.
 
         Raises:
             UnknownSaga: No definition of that name; names the nearest ones.
@@ -83,6 +97,7 @@ class Client:
             key=key,
             traceparent=traceparent or None,
             tracestate=tracestate,
+            not_before=not_before,
         )
         return self.start_many([request])[0]
 
@@ -102,6 +117,69 @@ class Client:
         row = self._engine.cancel(saga_id, reason=reason, by=by)
         self._engine.settle()
         return row
+
+    # What sagas wait for --------------------------------------------------------------------
+
+    def signal(self, saga_id: str, name: str, data: Any = None, *, by: str = "") -> Operated:
+        """Tell a saga that something has happened; the first signal of a name counts.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+            NotAllowed: It waits for no signal of that name, or has ended.
+            PayloadTooLarge: The data are.
+        """
+        told = self._engine.signal(saga_id, name, data, by=by)
+        self._engine.settle()
+        return told
+
+    def approve(
+        self, saga_id: str, name: str, *, approved: bool = True, comment: str = "", by: str
+    ) -> Operated:
+        """Answer an approval: the signal that a step waits for with `WaitFor.approval`."""
+        data = {"approved": approved, "comment": comment, "by": by}
+        return self.signal(saga_id, name, data, by=by)
+
+    def complete(self, token: str, output: Any = None, *, undo: Any = msgspec.UNSET) -> Operated:
+        """Say that a step that was accepted has succeeded. Late or again it changes nothing.
+
+        Args:
+            token: As the participant got it.
+            output: Of the step.
+            undo: What its compensation gets; by default the output.
+
+        Raises:
+            DecodeError: It is no token.
+            UnknownSaga: Its saga does not exist.
+            NotAllowed: It is not a token of its saga.
+            PayloadTooLarge: Output or undo data are.
+        """
+        known = output if undo is msgspec.UNSET else undo
+        return self._complete(token, Succeeded(output=output, undo=known))
+
+    def fail(
+        self,
+        token: str,
+        kind: str,
+        message: str = "",
+        *,
+        retryable: bool = True,
+        rejected: bool = False,
+    ) -> Operated:
+        """Say that a step that was accepted has failed, or was rejected: nothing happened then.
+
+        Raises:
+            DecodeError: It is no token.
+            UnknownSaga: Its saga does not exist.
+            NotAllowed: It is not a token of its saga.
+        """
+        failure = Failure(kind=kind, message=message, retryable=retryable and not rejected)
+        outcome = Rejected(failure=failure) if rejected else Failed(failure=failure)
+        return self._complete(token, outcome)
+
+    def _complete(self, token: str, outcome: Ended) -> Operated:
+        told = self._engine.complete(token, outcome)
+        self._engine.settle()
+        return told
 
     # Operators ------------------------------------------------------------------------------
     #

@@ -6,7 +6,7 @@ coordinator, starts and cancels from a client in any process.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 import structlog
@@ -19,12 +19,15 @@ from orchestrator.core.machine import Decision, decide, why_not
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
+    Complete,
+    Heartbeat,
     Message,
     Operator,
     Pause,
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Start,
     Tick,
@@ -42,17 +45,23 @@ from shared.errors import (
     UnavailableError,
     UnknownSaga,
 )
-from shared.ids import new_saga_id
+from shared.ids import new_saga_id, new_secret
 from shared.messages import (
+    PROGRESS_BYTES_MAX,
     CancelRequest,
     Command,
+    CompleteRequest,
+    Ended,
     Failed,
     Failure,
+    HeartbeatRequest,
     Reply,
+    SignalRequest,
     StartRequest,
     Succeeded,
     Undecodable,
 )
+from shared.tokens import read_token
 
 CONFLICTS_MAX: Final = 50
 """Times a change is decided anew because somebody else was faster, until something is wrong."""
@@ -188,6 +197,32 @@ class Engine:
         """
         return self._ask(saga_id, Cancel(reason=reason, by=by), "be cancelled").row
 
+    def signal(self, saga_id: str, name: str, data: Any, *, by: str) -> Operated:
+        """Tell a saga that something has happened. It is a stored fact when this returns.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+            NotAllowed: It waits for no signal of that name, or has ended.
+            PayloadTooLarge: The data are.
+        """
+        codec.check_size(data, self._payload_bytes_max, "The data of the signal")
+        return self._ask(saga_id, Signal(name=name, data=data, by=by), "take the signal")
+
+    def complete(self, token: str, outcome: Ended) -> Operated:
+        """End an attempt that its participant accepted. Late or again it changes nothing.
+
+        Raises:
+            DecodeError: It is no token.
+            UnknownSaga: Its saga does not exist.
+            NotAllowed: It is not a token of its saga.
+            PayloadTooLarge: Output or undo data are.
+        """
+        if isinstance(outcome, Succeeded):
+            codec.check_size(outcome.output, self._payload_bytes_max, "The output")
+            codec.check_size(outcome.undo, self._payload_bytes_max, "The undo data")
+        complete = _completion(token, outcome)
+        return self._ask(complete.reply.saga_id, complete, "complete the step")
+
     def operate(self, saga_id: str, message: Operator, *, dry_run: bool = False) -> Operated:
         """Do what an operator asks. It is a stored fact when this returns.
 
@@ -212,7 +247,12 @@ class Engine:
         return self._ask(saga_id, message, _IN_WORDS[type(message)], dry_run=dry_run)
 
     def _ask(
-        self, saga_id: str, message: Cancel | Operator, wish: str, *, dry_run: bool = False
+        self,
+        saga_id: str,
+        message: Cancel | Signal | Complete | Operator,
+        wish: str,
+        *,
+        dry_run: bool = False,
     ) -> Operated:
         asked = [] if dry_run else [Asked(saga_id=saga_id, message=message)]
         change = self._advance(asked)[0].get(saga_id)
@@ -257,6 +297,13 @@ class Engine:
                 case CancelRequest(saga_id=saga_id, reason=reason, by=by):
                     message = Cancel(reason=reason, by=by)
                     work.append(Asked(saga_id=saga_id, message=message, delivery=delivery))
+                case SignalRequest() | CompleteRequest() | HeartbeatRequest() as request:
+                    try:
+                        saga_id, message = self._told(request, delivery)
+                    except SagaError as error:
+                        letters.append(self._letter(str(error), delivery))
+                    else:
+                        work.append(Asked(saga_id=saga_id, message=message, delivery=delivery))
                 case StartRequest() as request:
                     letters += self._start_or_letter(request, delivery)
                 case Undecodable(reason=reason):
@@ -364,7 +411,7 @@ class Engine:
         decision = decide(definition, row.state if row else None, asked.message, batch.now)
         if decision.refused:
             return self._refuse(decision.refused, asked)
-        if decision.state and decision.events:
+        if decision.state and (decision.events or decision.beat):
             exported = self._tracing.is_milestone(decision.state, decision.events)
             batch.add(row, decision, batch.now + TRACE_RETRY if exported else None)
         return None
@@ -423,7 +470,14 @@ class Engine:
         self.catalog.keep(self.store, self._clock(), saga)
         saga_id = request.saga_id or new_saga_id()
         trace = self._tracing.begin(request.traceparent, request.tracestate)
-        message = Start(saga_id=saga_id, input=checked, key=request.key, trace=trace)
+        message = Start(
+            saga_id=saga_id,
+            input=checked,
+            key=request.key,
+            trace=trace,
+            secret=new_secret(),
+            not_before=request.not_before,
+        )
         return Asked(saga_id=saga_id, message=message, definition=saga.definition)
 
     def _by_key(self, asked: Asked) -> SagaRow | None:
@@ -455,6 +509,36 @@ class Engine:
             return [self._letter(str(error), delivery)]
         return []
 
+    def _told(
+        self, request: SignalRequest | CompleteRequest | HeartbeatRequest, delivery: Delivery
+    ) -> tuple[str, Message]:
+        """Which saga is told what.
+
+        Raises:
+            SagaError: It cannot be acted on.
+        """
+        match request:
+            case SignalRequest(saga_id=saga_id, name=name, data=data, by=by):
+                codec.check_size(data, self._payload_bytes_max, "The data of the signal")
+                return saga_id, Signal(name=name, data=data, by=by)
+            case CompleteRequest(token=token, outcome=outcome):
+                told = _completion(token, outcome)
+                reply = self._checked(told.reply, delivery)
+                return reply.saga_id, Complete(reply=reply, proof=told.proof)
+            case HeartbeatRequest():
+                # The sign of life counts all the same.
+                large = 4 * len(delivery.body) > PROGRESS_BYTES_MAX and (
+                    len(codec.encode(request.progress)) > PROGRESS_BYTES_MAX
+                )
+                return request.saga_id, Heartbeat(
+                    step=request.step,
+                    direction=request.direction,
+                    attempt=request.attempt,
+                    progress=None if large else request.progress,
+                )
+            case _:
+                assert_never(request)
+
     def _checked(self, reply: Reply, delivery: Delivery) -> Reply:
         """A reply whose output is over the limit counts as a failure: it cannot be passed on.
 
@@ -483,6 +567,18 @@ class Engine:
         )
 
 
+def _completion(token: str, outcome: Ended) -> Complete:
+    told = read_token(token)
+    reply = Reply(
+        saga_id=told.saga_id,
+        step=told.step,
+        direction=told.direction,
+        attempt=told.attempt,
+        outcome=outcome,
+    )
+    return Complete(reply=reply, proof=told.proof)
+
+
 class _Batch:
     """Changes that will be one transaction: several messages may be about the same saga."""
 
@@ -502,7 +598,7 @@ class _Batch:
             for number, event in enumerate(decision.events, start=sequence + 1)
         )
         self.rows[saga_id] = SagaRow(
-            sequence=events[-1].sequence,
+            sequence=events[-1].sequence if events else sequence,
             state=decision.state,
             wake_at=decision.wake_at,
             started_at=row.started_at if row else self.now,

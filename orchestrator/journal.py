@@ -15,6 +15,8 @@ from orchestrator.core.events import (
     SagaResumed,
     SagaStarted,
     SagaStuck,
+    SignalReceived,
+    StepAccepted,
     StepDispatched,
     StepFailed,
     StepRejected,
@@ -91,8 +93,10 @@ def _details(event: Event) -> dict[str, Any]:
     match event:
         case SagaStarted(version=version, key=key, deadline_at=deadline_at):
             return {"saga_version": version, "key": key, "deadline_at": deadline_at}
-        case StepDispatched(due_at=due_at):
+        case StepDispatched(due_at=due_at) | StepAccepted(due_at=due_at):
             return {"due_at": due_at}
+        case SignalReceived(name=name, by=by):
+            return {"signal": name, "by": by}
         case StepSucceeded(execution=execution):
             return {"worker": execution.worker if execution else None}
         case StepRejected(failure=failure):

@@ -22,9 +22,11 @@ from orchestrator.core.definition import Definition
 from orchestrator.core.events import (
     Recorded,
     SagaStuck,
+    StepAccepted,
     StepDispatched,
     StepFailed,
     StepRejected,
+    StepSkipped,
     StepSucceeded,
     StepTimedOut,
 )
@@ -82,6 +84,7 @@ class _Attempt(msgspec.Struct, kw_only=True):
     sent_at: datetime
     ended_at: datetime | None = None
     outcome: Ended | None = None
+    execution: Execution | None = None
 
 
 class _StepSpan(msgspec.Struct, kw_only=True):
@@ -89,7 +92,7 @@ class _StepSpan(msgspec.Struct, kw_only=True):
     direction: Direction
     attempts: dict[int, _Attempt] = {}
     ended_at: datetime | None = None
-    outcome: Ended | None = None
+    outcome: Ended | StepSkipped | None = None
     sequence: int = 0
 
 
@@ -179,6 +182,8 @@ class _Projection:
             error=_outcome_error(step.outcome),
             links=links,
         )
+        if self._definition.by_name[step.step].waits:
+            return  # nothing was sent
         for attempt in step.attempts.values():
             yield from self._attempt(step, attempt, span_id, common)
 
@@ -213,7 +218,7 @@ class _Projection:
             },
             kind="producer",
         )
-        execution = getattr(attempt.outcome, "execution", None)
+        execution = attempt.execution
         if attempt.outcome and (execution is None or self._reconstructed):
             start, end = _times(execution, sent_at, attempt.ended_at or sent_at)
             yield self._span(
@@ -293,6 +298,14 @@ def _steps(saga_id: str, history: Iterable[Recorded]) -> dict[tuple[str, Directi
                 command=command, number=event.attempt, sent_at=recorded.at
             )
             step.sequence = recorded.sequence
+        elif isinstance(event, StepAccepted):
+            attempt = steps[event.step, event.direction].attempts[event.attempt]
+            attempt.execution = event.execution
+        elif isinstance(event, StepSkipped):
+            # One that was skipped before its turn has no span.
+            if (found := steps.get((event.step, event.direction))) is not None:
+                found.ended_at, found.outcome = recorded.at, event
+                found.sequence = recorded.sequence
         elif isinstance(event, Ended):
             direction = "action" if isinstance(event, StepRejected) else event.direction
             # A step whose payload could not be built is rejected without an attempt.
@@ -301,6 +314,8 @@ def _steps(saga_id: str, history: Iterable[Recorded]) -> dict[tuple[str, Directi
                 found.sequence = recorded.sequence
                 attempt = found.attempts[event.attempt]
                 attempt.ended_at, attempt.outcome = recorded.at, event
+                # Of one that was accepted the participant has told before where and when it ran.
+                attempt.execution = getattr(event, "execution", None) or attempt.execution
     return steps
 
 
@@ -310,8 +325,10 @@ def _times(
     return (execution.started_at, execution.ended_at) if execution else (sent_at, ended_at)
 
 
-def _outcome(event: Ended | None) -> str:
+def _outcome(event: Ended | StepSkipped | None) -> str:
     match event:
+        case StepSkipped():
+            return "skipped"
         case StepSucceeded():
             return "succeeded"
         case StepRejected():
@@ -324,7 +341,7 @@ def _outcome(event: Ended | None) -> str:
             return "abandoned"
 
 
-def _outcome_error(event: Ended | None) -> SpanError | None:
+def _outcome_error(event: Ended | StepSkipped | None) -> SpanError | None:
     match event:
         case StepRejected(failure=failure) | StepFailed(failure=failure):
             return _error(failure, fallback="error")

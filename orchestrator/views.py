@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.definition import Definition
+from orchestrator.core.definition import Definition, PlannedStep, Sleep, WaitFor
 from orchestrator.core.events import (
     CancelRequested,
     CompensationRequested,
@@ -18,6 +18,8 @@ from orchestrator.core.events import (
     SagaResumed,
     SagaStarted,
     SagaStuck,
+    SignalReceived,
+    StepAccepted,
     StepDispatched,
     StepFailed,
     StepRejected,
@@ -27,7 +29,7 @@ from orchestrator.core.events import (
     about,
     tag_of,
 )
-from orchestrator.core.state import Cause, Phase, SagaState, Status
+from orchestrator.core.state import Cause, Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow
 from shared.ids import Direction
 
@@ -51,7 +53,11 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     """Where a step stands.
 
     Attributes:
+        action: Its task, or what it waits for.
         by_hand: An operator said that it, or its undo, counts as done.
+        accepted: Its participant has taken it on, and it is completed from elsewhere.
+        progress: What the attempt in flight last said of how far it is.
+        alive_at: When it last said that it is alive.
     """
 
     name: str
@@ -65,6 +71,9 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     output: Any
     error: str
     by_hand: bool
+    accepted: bool
+    progress: Any
+    alive_at: datetime | None
 
 
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,7 +189,7 @@ def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
         StepView(
             name=planned.name,
             queue=planned.queue,
-            action=planned.action,
+            action=planned.what,
             compensation=planned.undo_task,
             phase=step.phase,
             attempts=step.attempt,
@@ -189,9 +198,12 @@ def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
             output=step.output,
             error=f"{step.failure.kind}: {step.failure.message}" if step.failure else "",
             by_hand=step.by_hand,
+            accepted=step.accepted,
+            progress=beat.progress if beat else None,
+            alive_at=beat.at if beat else None,
         )
         for planned in definition.steps
-        for step in [state.step(planned.name)]
+        for step, beat in [(state.step(planned.name), state.beats.get(planned.name))]
     )
 
 
@@ -200,13 +212,26 @@ def _next_timer(definition: Definition, row: SagaRow) -> TimerView | None:
         return None
     for planned in definition.steps:
         step = row.state.step(planned.name)
-        if step.due_at == row.wake_at:
-            return TimerView(at=row.wake_at, what=_timer_in_words(planned.name, step.phase))
+        beat = row.state.beats.get(planned.name)
+        if row.wake_at in {step.due_at, beat.due_at if beat else None}:
+            return TimerView(at=row.wake_at, what=_timer_in_words(planned, step))
+    if row.wake_at == row.state.not_before:
+        return TimerView(at=row.wake_at, what="the first step begins")
     return TimerView(at=row.wake_at, what="deadline of the saga")
 
 
-def _timer_in_words(step: str, phase: Phase) -> str:
-    match phase:
+def _timer_in_words(planned: PlannedStep, state: StepState) -> str:
+    step = planned.name
+    if state.accepted:
+        return f"{step} has to be completed by then"
+    match planned.action:
+        case WaitFor(signal):
+            return f"{step} stops waiting for signal {signal}"
+        case Sleep():
+            return f"{step} wakes up"
+        case _:
+            pass
+    match state.phase:
         case Phase.RETRYING:
             return f"next attempt of {step}"
         case Phase.UNDO_RETRYING:
@@ -248,8 +273,13 @@ def _timeline(history: Sequence[Recorded]) -> tuple[TimelineEntry, ...]:
 
 def _detail(event: Event) -> str:
     match event:
-        case SagaStarted(key=key):
-            return f"key {key}" if key else ""
+        case SagaStarted(key=key, not_before=not_before):
+            said = [f"key {key}"] if key else []
+            return ", ".join([*said, *([f"begins at {not_before}"] if not_before else [])])
+        case StepAccepted(due_at=due_at):
+            return f"completed from elsewhere, until {due_at:%Y-%m-%d %H:%M:%S}"
+        case SignalReceived(name=name, by=by):
+            return f"{name}, by {by}" if by else name
         case StepSucceeded(execution=execution):
             return f"by {execution.worker}" if execution else ""
         case StepRejected(failure=failure):

@@ -43,6 +43,11 @@ def new_span_id() -> str:
     return _nonzero(os.urandom(8)).hex()
 
 
+def new_secret() -> str:
+    """A random secret: 32 hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
 def derived_span_id(*parts: object) -> str:
     """The span id of something that has a name; the same parts always give the same id."""
     text = "\x00".join(map(str, parts)).encode()

@@ -6,7 +6,7 @@ arguments are its fields. No exception crosses the broker: a failure is a value.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -14,6 +14,9 @@ from shared.ids import Direction
 
 FAILURE_MESSAGE_CHARS_MAX = 2_000
 FAILURE_TRACEBACK_CHARS_MAX = 8_000
+PROGRESS_BYTES_MAX = 4_096
+
+AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,7 +62,12 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     failure: Failure
 
 
-Outcome = Succeeded | Rejected | Failed
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):
+    """The participant has taken it on: the end is told later, with the attempt's token."""
+
+
+Ended = Succeeded | Rejected | Failed
+Outcome = Ended | Accepted
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +81,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         deadline_at: When the orchestrator stops waiting for the reply.
         traceparent: W3C trace context whose span is the attempt's ``send`` span.
         tracestate: W3C trace state of the caller, empty where there was none.
+        token: With it the attempt can be completed from elsewhere; empty for sagas that were
+            started before there were tokens.
     """
 
     id: str
@@ -88,6 +98,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: datetime
     traceparent: str
     tracestate: str = ""
+    token: str = ""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +121,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
         key: Business key: a second start with the same name and key starts nothing.
         saga_id: Id for the new saga; derived from the message's id where it is missing.
         traceparent: Trace of the caller, continued by the saga.
+        not_before: When the first step begins; at once where it is missing or past.
     """
 
     name: str
@@ -118,6 +130,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     saga_id: str | None = None
     traceparent: str | None = None
     tracestate: str = ""
+    not_before: AwareDatetime | None = None
 
 
 class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +139,44 @@ class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
     saga_id: str
     reason: str = ""
     by: str = ""
+
+
+class SignalRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells a saga that something has happened that its steps may wait for (`saga.signal`).
+
+    The first signal of a name counts, whether a step waits for it already or not.
+    """
+
+    saga_id: str
+    name: str
+    data: Any = None
+    by: str = ""
+
+
+class CompleteRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Ends an attempt that answered `Accepted` (`saga.complete`).
+
+    Attributes:
+        token: From the attempt's header ``saga_token``.
+        outcome: How it ended, as in a reply.
+    """
+
+    token: str
+    outcome: Ended
+
+
+class HeartbeatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Says that an attempt is alive (`saga.heartbeat`): its time-out begins anew.
+
+    Attributes:
+        progress: How far it is: anything of at most `PROGRESS_BYTES_MAX` bytes as JSON.
+    """
+
+    saga_id: str
+    step: str
+    direction: Direction
+    attempt: int
+    progress: Any = None
 
 
 class Undecodable(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,4 +193,7 @@ class Undecodable(msgspec.Struct, frozen=True, kw_only=True):
     body: str
 
 
-Inbound = Reply | StartRequest | CancelRequest | Undecodable
+Request = Reply | StartRequest | CancelRequest | SignalRequest | CompleteRequest | HeartbeatRequest
+"""What can be asked of the orchestrator, or told, through the broker."""
+
+Inbound = Request | Undecodable

@@ -29,11 +29,20 @@ REPLY_TASK: Final = "saga.reply"
 START_TASK: Final = "saga.start"
 CANCEL_TASK: Final = "saga.cancel"
 SIGNAL_TASK: Final = "saga.signal"
+COMPLETE_TASK: Final = "saga.complete"
+HEARTBEAT_TASK: Final = "saga.heartbeat"
 
 ANSWER_TASK: Final = "saga.answer"
 """An answer to a query, on the queue of the process that asked."""
 
-INBOUND_TASKS: Final = (REPLY_TASK, START_TASK, CANCEL_TASK, SIGNAL_TASK)
+INBOUND_TASKS: Final = (
+    REPLY_TASK,
+    START_TASK,
+    CANCEL_TASK,
+    SIGNAL_TASK,
+    COMPLETE_TASK,
+    HEARTBEAT_TASK,
+)
 
 # Headers of a command ------------------------------------------------------------------------
 
@@ -45,6 +54,8 @@ SAGA_DIRECTION: Final = "saga_direction"
 SAGA_ATTEMPT: Final = "saga_attempt"
 SAGA_REPLY_TO: Final = "saga_reply_to"
 SAGA_DEADLINE: Final = "saga_deadline"
+SAGA_TOKEN: Final = "saga_token"  # noqa: S105 - the name of a header
+"""With it the attempt can be completed from elsewhere: `saga.complete`."""
 
 # Headers of the buses' messages ----------------------------------------------------------------
 

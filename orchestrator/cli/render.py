@@ -203,7 +203,7 @@ def definition_blocks(definition: Definition) -> Iterator[Block]:
     rows = [
         [
             Piece(step.name, "bold" if step.pivot else ""),
-            Piece(step.action),
+            Piece(step.what),
             Piece(_compensation(step)),
             Piece(step.queue),
             Piece(duration(step.timeout / timedelta(milliseconds=1))),

@@ -4,7 +4,7 @@ They run when a `Saga` is built and when one is started, never while it runs.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Final, TypeGuard
 
@@ -18,7 +18,9 @@ from orchestrator.core.definition import (
     PlannedStep,
     Retry,
     Saga,
+    Sleep,
     Step,
+    WaitFor,
     planned_steps,
     reachable,
 )
@@ -156,11 +158,16 @@ def _fields(input_type: type[msgspec.Struct]) -> tuple[str, ...]:
 
 def _step_problems(step: Step) -> list[str]:
     found = _name_problems("it", step.name)
-    if not step.action:
-        found.append("action is empty; it must be a Celery task name")
+    match step.action:
+        case str(task):
+            if not task:
+                found.append("action is empty; it must be a Celery task name")
+        case WaitFor() | Sleep():
+            found += _wait_problems(step, step.action)
     if step.compensation == "":
         found.append("compensation is empty; name a Celery task or NOTHING_TO_UNDO")
-    found += _duration_problems("timeout", step.timeout)
+    for where, value in (("timeout", step.timeout), ("completes_within", step.completes_within)):
+        found += _duration_problems(where, value) if value is not None else []
     for field, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
         found += _retry_problems(field, retry)
         for kind, policy in retry.by_kind.items():
@@ -173,6 +180,30 @@ def _step_problems(step: Step) -> list[str]:
             found.append(
                 f"payload {argument!r}: compensations get undo data by that name; choose another"
             )
+    return found
+
+
+def _wait_problems(step: Step, wait: WaitFor | Sleep) -> list[str]:
+    found = []
+    if isinstance(step.compensation, str):
+        found.append("it only waits, so there is nothing to undo; leave the compensation out")
+    if step.payload is not None:
+        found.append("it only waits and calls nothing; leave the payload out")
+    if step.pivot:
+        found.append("it only waits and cannot be the pivot")
+    match wait:
+        case WaitFor(signal, _, otherwise, default):
+            found += _name_problems("its signal", signal)
+            if step.timeout is None:
+                found.append("it waits for a signal; say how long with timeout=")
+            if default is not None and otherwise != "default":
+                found.append('it has a default; say otherwise="default", or leave it out')
+            found += [f"default {problem}" for problem in _argument_problems(default)]
+        case Sleep(lasts, until):
+            if (lasts is None) == (until is None):
+                found.append("Sleep wants either a time that it lasts or until=")
+            if lasts is not None:
+                found += _duration_problems("Sleep", lasts)
     return found
 
 
@@ -243,12 +274,20 @@ def _graph_problems(saga: Saga) -> list[str]:
     return found + _pivot_problems(definition, upstream)
 
 
+def _references(step: PlannedStep) -> Iterator[tuple[str, object]]:
+    """Every reference of a step, with where it stands."""
+    for argument, reference in (step.payload or {}).items():
+        yield f"payload {argument!r}", reference
+    if isinstance(step.action, Sleep) and step.action.until is not None:
+        yield "until", step.action.until
+
+
 def _payload_problems(
     fields: tuple[str, ...] | None, step: PlannedStep, upstream: frozenset[str]
 ) -> list[str]:
     found = []
-    for argument, reference in (step.payload or {}).items():
-        where = f"step {step.name!r}: payload {argument!r}"
+    for argument, reference in _references(step):
+        where = f"step {step.name!r}: {argument}"
         match reference:
             case Input(path) if fields is not None and path.partition(".")[0] not in fields:
                 has = ", ".join(fields) or "no fields"
@@ -268,7 +307,9 @@ def _pivot_problems(definition: Definition, upstream: dict[str, frozenset[str]])
     found = []
     for step in definition.steps:
         if step.name in beyond:
-            if step.retry.attempts == 1:
+            if step.waits:
+                found += _wait_beyond_problems(step)
+            elif step.retry.attempts == 1:
                 found.append(
                     f"step {step.name!r} comes after the pivot and is never retried; "
                     "only forward recovery exists there: give it a retry"
@@ -285,6 +326,15 @@ def _pivot_problems(definition: Definition, upstream: dict[str, frozenset[str]])
                 "connect it with after=(...)"
             )
     return found
+
+
+def _wait_beyond_problems(step: PlannedStep) -> list[str]:
+    wait = step.action
+    if isinstance(wait, WaitFor) and (wait.approval or wait.otherwise != "default"):
+        where = f"step {step.name!r} comes after the pivot and may say no"
+        advice = 'take approval away and say otherwise="default"'
+        return [f"{where}; only forward recovery exists there: {advice}"]
+    return []
 
 
 # Checks of an input --------------------------------------------------------------------------

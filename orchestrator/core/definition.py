@@ -5,6 +5,7 @@ happens, in a form that can be stored, compared and read back without the code t
 saga finishes on the definition that it started with.
 """
 
+import typing
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -18,6 +19,7 @@ from shared.backoff import Backoff
 from shared.errors import DecodeError, DefinitionError, InputError
 from shared.names import participant_queue
 
+TIMEOUT_DEFAULT: Final = timedelta(seconds=30)
 TIMED_OUT: Final = "TimedOut"
 """Kind of a failure without a reply, in `Retry.by_kind` and `Retry.never_on`."""
 
@@ -72,6 +74,38 @@ class Literal(msgspec.Struct, frozen=True, tag="literal"):
     value: Any
 
 
+class WaitFor(msgspec.Struct, frozen=True, tag="wait"):
+    """Work of a step that ends when a signal comes, for example a human approval.
+
+    A signal is a fact of the saga: the first of its name counts, whether the step has begun to wait
+    or not, and its data are the output of every step that waits for it.
+
+    Attributes:
+        signal: Name of the signal.
+        approval: The data must say ``{"approved": true}``; anything else rejects the step.
+        otherwise: What happens when none has come in the step's `timeout`: the step is rejected,
+            it fails, or it succeeds with `default` as its output.
+        default: See `otherwise`.
+    """
+
+    signal: str
+    approval: bool = False
+    otherwise: typing.Literal["reject", "fail", "default"] = "reject"
+    default: Any = None
+
+
+class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+    """Work of a step that ends by itself: after some time, or at a time of the input or an output.
+
+    Attributes:
+        lasts: How long.
+        until: Reference to a time: ISO 8601 with its offset, for example ``2026-03-01T09:00:00Z``.
+    """
+
+    lasts: timedelta | None = None
+    until: Input | Output | None = None
+
+
 class NothingToUndo(msgspec.Struct, frozen=True, tag="nothing"):
     """Says on purpose that a step leaves nothing behind."""
 
@@ -85,15 +119,23 @@ class Undo(msgspec.Struct, frozen=True, tag="undo"):
     task: str
 
 
+Work = str | WaitFor | Sleep
+"""What a step does: a Celery task by its name, or a wait."""
+
+
 class Step(msgspec.Struct, frozen=True):
-    """One step: a Celery task and the task that undoes it.
+    """One step: a Celery task and the task that undoes it, or a wait.
 
     Attributes:
         name: Unique in the saga; at most 64 characters.
-        action: Celery task name.
-        compensation: Celery task name, or `NOTHING_TO_UNDO`; None only from the pivot on.
+        action: Celery task name, `WaitFor` or `Sleep`.
+        compensation: Celery task name, or `NOTHING_TO_UNDO`; None only from the pivot on, and for
+            a wait, which leaves nothing.
         queue: Celery queue; by default what stands before the first dot of `action`.
-        timeout: How long one attempt may take until its outcome counts as unknown.
+        timeout: How long one attempt may take until its outcome counts as unknown, and how long a
+            signal is waited for; 30 seconds for a task.
+        completes_within: How long a task that was accepted (`workers.sdk.Later`) may take to be
+            completed; None means what is left of `timeout`.
         retry: Policy of the action.
         compensation_retry: Policy of the compensation.
         pivot: Point of no return: before it a failure compensates, after it there is only forward.
@@ -103,22 +145,23 @@ class Step(msgspec.Struct, frozen=True):
     """
 
     name: str
-    action: str
+    action: Work
     compensation: str | NothingToUndo | None = None
     queue: str = ""
-    timeout: timedelta = timedelta(seconds=30)
+    timeout: timedelta | None = None
     retry: Retry = Retry()
     compensation_retry: Retry = Retry(attempts=10)
     pivot: bool = False
     after: tuple[str, ...] | None = None
     payload: Mapping[str, Any] | None = None
+    completes_within: timedelta | None = None
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
     """A step as it is stored: every default filled in, `after` and `queue` explicit."""
 
     name: str
-    action: str
+    action: Work
     compensation: Undo | NothingToUndo | None
     queue: str
     timeout: timedelta
@@ -127,6 +170,28 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
     pivot: bool
     after: tuple[str, ...]
     payload: dict[str, Input | Output | Literal] | None = None
+    completes_within: timedelta | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it only waits: it begins nothing, and there is nothing to undo."""
+        return isinstance(self.action, WaitFor | Sleep)
+
+    @property
+    def task(self) -> str:
+        """Celery task name of the action; empty where it is none."""
+        return self.action if isinstance(self.action, str) else ""
+
+    @property
+    def what(self) -> str:
+        """Its work in a word or two: the task name, or what it waits for."""
+        match self.action:
+            case str(task):
+                return task
+            case WaitFor(signal):
+                return f"signal {signal}"
+            case Sleep():
+                return "sleep"
 
     @property
     def undo_task(self) -> str | None:
@@ -257,6 +322,9 @@ def planned_steps(steps: Iterable[Step]) -> tuple[PlannedStep, ...]:
 
 def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
     undo = Undo(step.compensation) if isinstance(step.compensation, str) else step.compensation
+    task = step.action if isinstance(step.action, str) else ""
+    if not task and undo is None:
+        undo = NOTHING_TO_UNDO
     payload = None
     if step.payload is not None:
         payload = {name: _reference(value) for name, value in step.payload.items()}
@@ -264,13 +332,14 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
         name=step.name,
         action=step.action,
         compensation=undo,
-        queue=step.queue or participant_queue(step.action),
-        timeout=step.timeout,
+        queue=step.queue or participant_queue(task),
+        timeout=TIMEOUT_DEFAULT if step.timeout is None else step.timeout,
         retry=step.retry,
         compensation_retry=step.compensation_retry,
         pivot=step.pivot,
         after=previous if step.after is None else tuple(step.after),
         payload=payload,
+        completes_within=step.completes_within,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from orchestrator.core.definition import Definition, Output, Retry, Saga, Step
+from orchestrator.core.definition import Definition, Output, Retry, Saga, Step, WaitFor
 from orchestrator.core.events import Trace, tag_of
 from orchestrator.core.machine import Decision, decide, wake_at
 from orchestrator.core.messages import (
@@ -25,6 +25,7 @@ from orchestrator.core.messages import (
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Start,
     Tick,
@@ -93,17 +94,19 @@ def document() -> str:
 
 
 def _samples() -> Iterator[Definition]:
-    """One that can be undone as a whole, one with a pivot, one whose payload leads to nothing."""
+    """One that can be undone as a whole, one with a pivot, one whose payload leads to nothing, one that waits."""
 
     def step(name: str, **options: Any) -> Step:
         every = {"compensation": "undo", "retry": _TWICE, "compensation_retry": _TWICE}
         return Step(name, "do", **{**every, **options})
 
     pivot = step("b", compensation=None, pivot=True)
+    wait = Step("w", WaitFor("ok", approval=True), timeout=timedelta(hours=1))
     for name, steps in (
         ("reversible", (step("a"), step("b"))),
         ("pivot", (step("a"), pivot, step("c", compensation=None))),
         ("unresolved", (step("a"), step("b", payload={"x": Output("a", "missing")}))),
+        ("waits", (wait, step("b"))),
     ):
         saga = Saga(name=name, version=1, input=_NoInput, steps=steps, deadline=timedelta(hours=1))
         yield saga.definition
@@ -155,6 +158,9 @@ def _arrivals(
         yield message, now
     for planned in definition.steps:
         yield Skip(step=planned.name), now
+        if isinstance(planned.action, WaitFor):
+            yield Signal(name=planned.action.signal, data={"approved": True}), now
+            yield Signal(name=planned.action.signal), now
     if all(max(step.attempt, step.undo_attempt) < _ATTEMPTS_MAX for step in state.steps.values()):
         yield RetryNow(), now
     for at in (wake_at(definition, state), state.deadline_at):

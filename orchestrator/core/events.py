@@ -36,7 +36,12 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started"):
-    """The input was valid and the saga exists."""
+    """The input was valid and the saga exists.
+
+    Attributes:
+        secret: Makes the tokens with which its steps are completed from elsewhere.
+        not_before: When its first step begins, if not at once.
+    """
 
     saga_id: str
     name: str
@@ -45,15 +50,39 @@ class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started")
     key: str | None
     deadline_at: datetime | None
     trace: Trace
+    secret: str = ""
+    not_before: datetime | None = None
 
 
 class StepDispatched(msgspec.Struct, frozen=True, kw_only=True, tag="step_dispatched"):
-    """One attempt of an action or a compensation goes out; until `due_at` its reply is awaited."""
+    """One attempt of an action or a compensation begins; until `due_at` its end is awaited."""
 
     step: str
     direction: Direction
     attempt: int
     due_at: datetime
+
+
+class StepAccepted(msgspec.Struct, frozen=True, kw_only=True, tag="step_accepted"):
+    """The participant has taken the attempt on; its end is told from elsewhere, by a token.
+
+    Attributes:
+        due_at: Until when that is awaited.
+    """
+
+    step: str
+    direction: Direction
+    attempt: int
+    due_at: datetime
+    execution: Execution | None = None
+
+
+class SignalReceived(msgspec.Struct, frozen=True, kw_only=True, tag="signal_received"):
+    """The first signal of this name."""
+
+    name: str
+    data: Any = None
+    by: str = ""
 
 
 class StepSucceeded(msgspec.Struct, frozen=True, kw_only=True, tag="step_succeeded"):
@@ -185,6 +214,8 @@ class SagaCompensated(msgspec.Struct, frozen=True, kw_only=True, tag="saga_compe
 Event = (
     SagaStarted
     | StepDispatched
+    | StepAccepted
+    | SignalReceived
     | StepSucceeded
     | StepRejected
     | StepFailed
@@ -212,7 +243,7 @@ def tag_of(event: Event) -> str:
 def about(event: Event) -> tuple[str, Direction, int | None] | None:
     """Step, direction and attempt that an event is about; None for one about the whole saga."""
     match event:
-        case StepDispatched() | StepSucceeded() | StepFailed() | StepTimedOut():
+        case StepDispatched() | StepAccepted() | StepSucceeded() | StepFailed() | StepTimedOut():
             return event.step, event.direction, event.attempt
         case StepRejected():
             return event.step, "action", event.attempt

@@ -23,13 +23,14 @@ Three rules decide the hard cases (DESIGN.md, section 4):
 """
 
 from collections.abc import Iterator
-from datetime import datetime
-from typing import assert_never
+from datetime import datetime, timedelta
+from typing import Final, assert_never
 
 import msgspec
 
-from orchestrator.core import operators
-from orchestrator.core.definition import TIMED_OUT, Definition, PlannedStep
+from orchestrator.core import operators, waits
+from orchestrator.core.commands import commands_of
+from orchestrator.core.definition import TIMED_OUT, Definition, PlannedStep, WaitFor
 from orchestrator.core.events import (
     CancelRequested,
     CompensationStarted,
@@ -39,6 +40,8 @@ from orchestrator.core.events import (
     SagaCompleted,
     SagaStarted,
     SagaStuck,
+    SignalReceived,
+    StepAccepted,
     StepDispatched,
     StepFailed,
     StepRejected,
@@ -48,17 +51,20 @@ from orchestrator.core.events import (
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
+    Complete,
+    Heartbeat,
     Message,
     Pause,
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Start,
     Tick,
 )
-from orchestrator.core.payload import payload_of, payload_problem
-from orchestrator.core.state import Phase, SagaState, StepState, evolve
+from orchestrator.core.payload import payload_problem
+from orchestrator.core.state import Beat, Phase, SagaState, evolve
 from orchestrator.core.terms import (
     DONE,
     IN_FLIGHT,
@@ -73,9 +79,12 @@ from orchestrator.core.terms import (
     unsafe,
 )
 from shared.backoff import delay
-from shared.ids import Direction, command_id, derived_span_id, idempotency_key
-from shared.messages import Command, Failed, Failure, Rejected, Reply, Succeeded
-from shared.names import UNDO_ARGUMENT
+from shared.ids import Direction, idempotency_key
+from shared.messages import Accepted, Command, Failed, Failure, Rejected, Reply, Succeeded
+from shared.tokens import is_proof, proof_of
+
+HEARTBEAT_INTERVAL_MIN: Final = timedelta(seconds=1)
+"""Signs of life that come faster than this do not count."""
 
 __all__ = ["Cancel", "Decision", "Message", "Start", "Tick", "decide", "wake_at", "why_not"]
 
@@ -88,6 +97,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         events: Facts to store; empty means a stale or duplicate message, which is normal.
         commands: What to send once the events are stored.
         wake_at: When the saga wants a `Tick`, if it does.
+        beat: A heartbeat counted: the state and `wake_at` are new, without an event.
         refused: Why the message cannot be acted on; empty for all but operator mistakes and
             replies that this saga never asked for.
     """
@@ -96,6 +106,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
     commands: tuple[Command, ...] = ()
     wake_at: datetime | None = None
+    beat: bool = False
     refused: str = ""
 
 
@@ -121,13 +132,15 @@ def decide(
     for event in _react(definition, state, message, now):
         state = evolve(state, event)
         events.append(event)
+    if isinstance(message, Heartbeat) and state is not None:
+        alive = _alive(definition, state, message, now)
+        return Decision(state=alive, beat=alive is not state, wake_at=wake_at(definition, alive))
     if state is None or not (events or isinstance(message, Tick)):
         return Decision(state=state)
     while (wanted := _next(definition, state, now)) is not None:
         state = evolve(state, wanted)
         events.append(wanted)
-        if isinstance(wanted, StepDispatched):
-            commands.append(_command(definition, state, wanted))
+        commands += commands_of(definition, state, wanted)
     return Decision(
         state=state,
         events=tuple(events),
@@ -143,16 +156,20 @@ def why_not(definition: Definition, state: SagaState | None, message: Message) -
             return ""
         case _ if state is None:
             return "There is no such saga."
-        case Reply(step=step) if step not in definition.by_name:
-            return f"Saga {state.name!r} version {state.version} has no step {step!r}."
-        case Reply():
-            sent = attempts(state.step(message.step), message.direction)
-            if not 1 <= message.attempt <= sent:
-                return (
-                    f"Attempt {message.attempt} of {message.step!r} ({message.direction}) "
-                    f"was never sent; {sent} were."
-                )
-            return ""
+        case Reply() | Heartbeat():
+            return _never_sent(definition, state, message)
+        case Complete(reply=reply, proof=proof):
+            if not is_proof(proof, _proof_of(state, reply)):
+                return "The token is not one of this saga."
+            return _never_sent(definition, state, reply)
+        case Signal(name=name):
+            works = [planned.action for planned in definition.steps]
+            known = [work.signal for work in works if isinstance(work, WaitFor)]
+            if name not in known:
+                listed = ", ".join(map(repr, known)) or "none"
+                return f"Saga {state.name!r} waits for no signal {name!r}, but for {listed}."
+            late = state.status.final and name not in state.signals
+            return f"The saga is {state.status} already." if late else ""
         case Cancel():
             if state.status.final:
                 return f"The saga is {state.status} already."
@@ -166,6 +183,24 @@ def why_not(definition: Definition, state: SagaState | None, message: Message) -
             assert_never(message)
 
 
+def _never_sent(definition: Definition, state: SagaState, said: Reply | Heartbeat) -> str:
+    planned = definition.by_name.get(said.step)
+    if planned is None:
+        return f"Saga {state.name!r} version {state.version} has no step {said.step!r}."
+    if planned.waits:
+        return f"Step {said.step!r} waits by itself: no participant was asked."
+    sent = attempts(state.step(said.step), said.direction)
+    if 1 <= said.attempt <= sent:
+        return ""
+    attempt = f"Attempt {said.attempt} of {said.step!r} ({said.direction})"
+    return f"{attempt} was never sent; {sent} were."
+
+
+def _proof_of(state: SagaState, reply: Reply) -> str:
+    attempt = (state.saga_id, reply.step, reply.direction, reply.attempt)
+    return proof_of(state.secret, *attempt)
+
+
 def wake_at(definition: Definition, state: SagaState) -> datetime | None:
     """The next moment at which the saga does something by itself; None when it only waits."""
     if state.status.final:
@@ -175,19 +210,30 @@ def wake_at(definition: Definition, state: SagaState) -> datetime | None:
     if turning_back(definition, state):
         held |= {Phase.RETRYING}
     times = [
-        step.due_at
-        for step in state.steps.values()
-        if step.due_at is not None and step.phase not in held
+        due_at
+        for name, step in state.steps.items()
+        if step.phase not in held and (due_at := _due_at(state, name)) is not None
     ]
     if state.deadline_at and deadline_applies(definition, state):
         times.append(state.deadline_at)
+    begun = state.backward or any(step.attempt for step in state.steps.values())
+    if state.not_before and not (begun or state.paused):
+        times.append(state.not_before)
     return min(times, default=None)
+
+
+def _due_at(state: SagaState, name: str) -> datetime | None:
+    """When a step's timer is due: a sign of life may have moved it."""
+    step, beat = state.step(name), state.beats.get(name)
+    if step.due_at is None or beat is None or step.phase not in IN_FLIGHT:
+        return step.due_at
+    return max(step.due_at, beat.due_at)
 
 
 # What a message means ------------------------------------------------------------------------
 
 
-def _react(
+def _react(  # noqa: C901, PLR0912 - one case for each message
     definition: Definition, state: SagaState | None, message: Message, now: datetime
 ) -> Iterator[Event]:
     """The facts that a message brings, by the state as it was before it."""
@@ -201,6 +247,13 @@ def _react(
             yield from _action_replied(definition, state, message, now)
         case Reply():
             yield from _compensation_replied(definition, state, message, now)
+        case Complete(reply=reply):
+            yield from _react(definition, state, reply, now)
+        case Signal(name=name, data=data, by=by):
+            if name not in state.signals:
+                yield SignalReceived(name=name, data=data, by=by)
+        case Heartbeat():
+            return  # a sign of life is no fact for the history
         case Tick():
             yield from _time_passed(definition, state, now)
         case Cancel():
@@ -213,14 +266,17 @@ def _react(
 
 
 def _started(definition: Definition, start: Start, now: datetime) -> SagaStarted:
+    begins_at = max(now, start.not_before or now)
     return SagaStarted(
         saga_id=start.saga_id,
         name=definition.name,
         version=definition.version,
         input=start.input,
         key=start.key,
-        deadline_at=now + definition.deadline if definition.deadline else None,
+        deadline_at=begins_at + definition.deadline if definition.deadline else None,
         trace=start.trace,
+        secret=start.secret,
+        not_before=start.not_before if begins_at > now else None,
     )
 
 
@@ -258,6 +314,8 @@ def _action_replied(
                     retry_at=_retry_at(definition, state, reply.step, "action", failure, now),
                     execution=reply.execution,
                 )
+        case Accepted():
+            yield from _accepted(definition, state, reply, now)
         case _:
             assert_never(reply.outcome)
 
@@ -291,8 +349,48 @@ def _compensation_replied(
                     ),
                     execution=reply.execution,
                 )
+        case Accepted():
+            yield from _accepted(definition, state, reply, now)
         case _:
             assert_never(reply.outcome)
+
+
+def _accepted(
+    definition: Definition, state: SagaState, reply: Reply, now: datetime
+) -> Iterator[Event]:
+    """The attempt in flight goes on elsewhere; its time-out may be another one from here on."""
+    step = state.step(reply.step)
+    flying = step.phase is (Phase.RUNNING if reply.direction == "action" else Phase.UNDOING)
+    current = reply.attempt == attempts(step, reply.direction)
+    due_at = _due_at(state, reply.step)
+    if flying and current and due_at and not step.accepted:
+        within = definition.by_name[reply.step].completes_within
+        yield StepAccepted(
+            step=reply.step,
+            direction=reply.direction,
+            attempt=reply.attempt,
+            due_at=now + within if within else due_at,
+            execution=reply.execution,
+        )
+
+
+def _alive(
+    definition: Definition, state: SagaState, heartbeat: Heartbeat, now: datetime
+) -> SagaState:
+    """The state after a sign of life; the same one where it does not count, or came too soon."""
+    step = state.step(heartbeat.step)
+    flying = step.phase is (Phase.RUNNING if heartbeat.direction == "action" else Phase.UNDOING)
+    last = state.beats.get(heartbeat.step)
+    if not flying or heartbeat.attempt != attempts(step, heartbeat.direction):
+        return state
+    if state.status.final or (last and now < last.at + HEARTBEAT_INTERVAL_MIN):
+        return state
+    beat = Beat(
+        at=now,
+        due_at=now + definition.by_name[heartbeat.step].timeout,
+        progress=heartbeat.progress,
+    )
+    return msgspec.structs.replace(state, beats={**state.beats, heartbeat.step: beat})
 
 
 def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Iterator[Event]:
@@ -301,8 +399,10 @@ def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Ite
         yield (exceeded := DeadlineExceeded())
         state = evolve(state, exceeded)
     for name in names:
-        step = state.step(name)
-        if step.phase in IN_FLIGHT and step.due_at and step.due_at <= now:
+        step, due_at = state.step(name), _due_at(state, name)
+        if definition.by_name[name].waits:
+            continue  # how a wait ends is the same whatever ends it
+        if step.phase in IN_FLIGHT and due_at and due_at <= now:
             direction: Direction = "action" if step.phase is Phase.RUNNING else "compensation"
             timed_out = StepTimedOut(
                 step=name,
@@ -347,17 +447,23 @@ def _next(definition: Definition, state: SagaState, now: datetime) -> Event | No
         if gave_up(definition, state, planned) and not state.step(planned.name).stuck:
             direction: Direction = "compensation" if state.backward else "action"
             return SagaStuck(step=planned.name, direction=direction)
+    turning = turning_back(definition, state)
+    for planned in definition.steps:
+        if (over := waits.ended(planned, state, now, turning=turning)) is not None:
+            return over
     if state.paused:
         return None
     if state.backward:
         return _next_backward(definition, state, now)
-    if turning_back(definition, state):
+    if turning:
         in_flight = any(step.phase is Phase.RUNNING for step in state.steps.values())
         return None if in_flight else CompensationStarted()
     return _next_forward(definition, state, now)
 
 
 def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Event | None:
+    if state.not_before and now < state.not_before:
+        return None
     for planned in definition.steps:
         step = state.step(planned.name)
         if step.phase is Phase.PENDING and all(
@@ -366,9 +472,9 @@ def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Ev
             problem = payload_problem(planned, state)
             if problem:
                 return StepRejected(step=planned.name, attempt=1, failure=problem)
-            return _dispatched(planned, step, "action", now)
+            return _dispatched(planned, state, "action", now)
         if step.phase is Phase.RETRYING and step.due_at and step.due_at <= now:
-            return _dispatched(planned, step, "action", now)
+            return _dispatched(planned, state, "action", now)
     if all(state.step(planned.name).phase in DONE for planned in definition.steps):
         return SagaCompleted()
     return None
@@ -380,46 +486,18 @@ def _next_backward(definition: Definition, state: SagaState, now: datetime) -> E
         step = state.step(planned.name)
         undoable = planned.undo_task is not None and may_stand(step)
         if undoable and all(name in clear for name in definition.successors[planned.name]):
-            return _dispatched(planned, step, "compensation", now)
+            return _dispatched(planned, state, "compensation", now)
         if step.phase is Phase.UNDO_RETRYING and step.due_at and step.due_at <= now:
-            return _dispatched(planned, step, "compensation", now)
+            return _dispatched(planned, state, "compensation", now)
     return SagaCompensated() if len(clear) == len(definition.steps) else None
 
 
 def _dispatched(
-    planned: PlannedStep, step: StepState, direction: Direction, now: datetime
+    planned: PlannedStep, state: SagaState, direction: Direction, now: datetime
 ) -> StepDispatched:
     return StepDispatched(
         step=planned.name,
         direction=direction,
-        attempt=attempts(step, direction) + 1,
-        due_at=now + planned.timeout,
-    )
-
-
-# Commands ------------------------------------------------------------------------------------
-
-
-def _command(definition: Definition, state: SagaState, event: StepDispatched) -> Command:
-    planned = definition.by_name[event.step]
-    identity = command_id(state.saga_id, event.step, event.direction, event.attempt)
-    payload = payload_of(planned, state)
-    task = planned.action
-    if event.direction == "compensation":
-        task = planned.undo_task or ""
-        payload[UNDO_ARGUMENT] = state.step(event.step).undo
-    return Command(
-        id=identity,
-        saga_id=state.saga_id,
-        saga_name=state.name,
-        saga_version=state.version,
-        step=event.step,
-        direction=event.direction,
-        attempt=event.attempt,
-        task=task,
-        queue=planned.queue,
-        payload=payload,
-        deadline_at=event.due_at,
-        traceparent=state.trace.parent(derived_span_id(identity, "send")),
-        tracestate=state.trace.tracestate,
+        attempt=attempts(state.step(planned.name), direction) + 1,
+        due_at=waits.due_at(planned, state, now),
     )

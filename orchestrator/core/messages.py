@@ -1,10 +1,12 @@
 """What arrives at a saga: from a client, a participant, a timer or an operator."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from orchestrator.core.events import Trace
+from shared.ids import Direction
 from shared.messages import Reply
 
 
@@ -15,6 +17,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     input: dict[str, Any]
     trace: Trace
     key: str | None = None
+    secret: str = ""
+    not_before: datetime | None = None
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -26,6 +30,34 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
 
     reason: str = ""
     by: str = ""
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that steps may wait for has happened; the first of a name counts."""
+
+    name: str
+    data: Any = None
+    by: str = ""
+
+
+class Complete(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of an attempt that was accepted, told from elsewhere.
+
+    Attributes:
+        proof: What only a holder of the attempt's token can know.
+    """
+
+    reply: Reply
+    proof: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt in flight is alive, and so far."""
+
+    step: str
+    direction: Direction
+    attempt: int
+    progress: Any = None
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,4 +120,4 @@ class CompensateNow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Operator = Pause | Resume | RetryNow | Skip | Resolve | CompensateNow
-Message = Start | Reply | Tick | Cancel | Operator
+Message = Start | Reply | Complete | Heartbeat | Signal | Tick | Cancel | Operator

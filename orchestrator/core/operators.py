@@ -170,7 +170,8 @@ def _to_skip(definition: Definition, state: SagaState, name: str) -> Direction |
     if state.backward:
         # Also where there is no compensation to try again.
         return "compensation" if step.stuck or step.phase is Phase.UNDO_RETRYING else None
-    if _may_retry(definition, state, name):
+    waits = definition.by_name[name].waits and step.phase is Phase.RUNNING
+    if waits or _may_retry(definition, state, name):
         return "action"
     to_come = step.phase is Phase.PENDING and not definition.by_name[name].pivot
     return "action" if to_come and not turning_back(definition, state) else None

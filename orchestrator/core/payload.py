@@ -1,11 +1,14 @@
 """What a step is called with: references resolved against a state."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, assert_never
 
-from orchestrator.core.definition import Input, Literal, Output, PlannedStep
+import msgspec
+
+from orchestrator.core.definition import Input, Literal, Output, PlannedStep, Sleep
 from orchestrator.core.state import SagaState
-from shared.messages import Failure
+from shared.messages import AwareDatetime, Failure
 
 
 def payload_of(planned: PlannedStep, state: SagaState) -> dict[str, Any]:
@@ -23,13 +26,35 @@ def payload_of(planned: PlannedStep, state: SagaState) -> dict[str, Any]:
 
 
 def payload_problem(planned: PlannedStep, state: SagaState) -> Failure | None:
-    """Why the arguments of a step cannot be made; None when they can."""
+    """Why a step cannot begin: its references lead to nothing; None when they do not."""
+    what = "payload"
     try:
-        payload_of(planned, state)
-    except LookupError as error:
-        message = f"payload of step {planned.name!r}: {error.args[0]}"
+        match planned.action:
+            case Sleep(until=reference) if reference is not None:
+                what = "until"
+                until_of(reference, state)
+            case str():
+                payload_of(planned, state)
+            case _:
+                pass
+    except (LookupError, ValueError) as error:
+        message = f"{what} of step {planned.name!r}: {error.args[0]}"
         return Failure(kind="PayloadUnresolved", message=message, retryable=False)
     return None
+
+
+def until_of(reference: Input | Output, state: SagaState) -> datetime:
+    """The time that a reference leads to.
+
+    Raises:
+        LookupError: It leads to nothing.
+        ValueError: It leads to something that is no time, or to one without an offset.
+    """
+    value = resolve(reference, state)
+    try:
+        return msgspec.convert(value, AwareDatetime)
+    except msgspec.ValidationError:
+        raise ValueError(f"{value!r} is no time with an offset, as 2026-03-01T09:00:00Z") from None
 
 
 def resolve(reference: Input | Output | Literal, state: SagaState) -> Any:

@@ -29,6 +29,8 @@ from orchestrator.core.events import (
     SagaResumed,
     SagaStarted,
     SagaStuck,
+    SignalReceived,
+    StepAccepted,
     StepDispatched,
     StepFailed,
     StepRejected,
@@ -110,6 +112,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         failure: What the last attempt that went wrong said.
         stuck: An operator has to decide.
         payload: Keyword arguments that an operator gave instead of the definition's.
+        accepted: The attempt in flight has been taken on, and is completed from elsewhere.
         by_hand: An operator said that it, or its undo, counts as done, or that it never happened.
     """
 
@@ -124,9 +127,24 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stuck: bool = False
     payload: dict[str, Any] | None = None
     by_hand: bool = False
+    accepted: bool = False
 
 
 PENDING = StepState()
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The last sign of life of an attempt in flight.
+
+    Attributes:
+        at: When it came.
+        due_at: Until when the next one, or the end, is awaited.
+        progress: What the participant said of how far it is.
+    """
+
+    at: datetime
+    due_at: datetime
+    progress: Any = None
 
 
 class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -136,6 +154,12 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         cause: Why it turned back, or why it will as soon as the steps in flight have ended.
         backward: Compensation has begun.
         paused: Nothing new begins until an operator resumes it.
+        secret: Makes the tokens with which its steps are completed from elsewhere.
+        not_before: When its first step begins, if not at once.
+        signals: Data of the signals that have come, by name.
+        beats: Signs of life of the attempts in flight, by step. They alone are no part of the
+            fold: a long step sends thousands of them, and only the last one matters, and only
+            until the attempt ends. So they stand in the row and not in the history.
     """
 
     saga_id: str
@@ -150,6 +174,10 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause: Cause | None = None
     backward: bool = False
     paused: bool = False
+    secret: str = ""
+    not_before: datetime | None = None
+    signals: dict[str, Any] = {}
+    beats: dict[str, Beat] = {}
 
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
@@ -180,6 +208,8 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             key=event.key,
             deadline_at=event.deadline_at,
             trace=event.trace,
+            secret=event.secret,
+            not_before=event.not_before,
         )
     match event:
         case SagaStarted():
@@ -196,6 +226,10 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
                 undo_attempt=event.attempt,
                 due_at=event.due_at,
             )
+        case StepAccepted(step=name, due_at=due_at):
+            return _with_step(state, name, accepted=True, due_at=due_at)
+        case SignalReceived(name=name, data=data):
+            return _replace(state, signals={**state.signals, name: data})
         case StepSucceeded(direction="action"):
             return _after_success(state, event)
         case StepSucceeded():
@@ -310,8 +344,11 @@ def _because(state: SagaState, cause: Cause) -> SagaState:
 
 
 def _with_step(state: SagaState, name: str, **changes: Any) -> SagaState:
-    step = _replace(state.step(name), **changes)
-    return _with_status(_replace(state, steps={**state.steps, name: step}))
+    step = _replace(state.step(name), **{"accepted": False, **changes})
+    beats = state.beats
+    if name in beats:
+        beats = {other: beat for other, beat in beats.items() if other != name}
+    return _with_status(_replace(state, steps={**state.steps, name: step}, beats=beats))
 
 
 def _with_status(state: SagaState) -> SagaState:

@@ -5,31 +5,24 @@ a thread: time passes when `MemoryBroker.advance` is called.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from heapq import heappop, heappush
 from random import Random
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from typing_extensions import override
 
 from orchestrator.ports import Delivery
 from orchestrator.transport.task_message import delivery
-from shared import names
-from shared.codec import task_body
+from shared.codec import INBOUND_TASKS, task_body
 from shared.envelope import CONTENT_TYPE
 from shared.errors import UnavailableError
 from shared.ids import command_id
-from shared.messages import CancelRequest, Command, Reply, StartRequest
+from shared.messages import Command, Reply, Request
 
 T = TypeVar("T")
-
-_TASKS: Final[Mapping[type, str]] = {
-    Reply: names.REPLY_TASK,
-    StartRequest: names.START_TASK,
-    CancelRequest: names.CANCEL_TASK,
-}
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,7 +232,7 @@ class MemoryBroker:
         """What participants hold goes back: all of them, or those with these receipts."""
         self._commands.give_back(self._commands.held() if receipts is None else receipts)
 
-    def send(self, message: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
+    def send(self, message: Request, task_id: str = "") -> None:
         """Send a message to the orchestrators.
 
         Args:
@@ -248,7 +241,7 @@ class MemoryBroker:
         """
         if isinstance(message, Reply) and not task_id:
             task_id = command_id(message.saga_id, message.step, message.direction, message.attempt)
-        task = _TASKS[type(message)]
+        task = INBOUND_TASKS[type(message)]
         self.send_raw(InboundMessage(task=task, task_id=task_id, body=task_body(message)))
 
     def send_raw(self, message: InboundMessage) -> None:

@@ -40,6 +40,8 @@ def headers_of(command: Command, origin: str) -> dict[str, Any]:
     }
     if command.tracestate:
         headers[names.TRACESTATE] = command.tracestate
+    if command.token:
+        headers[names.SAGA_TOKEN] = command.token
     return headers
 
 

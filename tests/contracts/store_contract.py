@@ -27,6 +27,8 @@ from orchestrator.core.events import (
     SagaResumed,
     SagaStarted,
     SagaStuck,
+    SignalReceived,
+    StepAccepted,
     StepDispatched,
     StepFailed,
     StepRejected,
@@ -38,6 +40,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.state import (
     FINAL,
+    Beat,
     Cause,
     CauseKind,
     Phase,
@@ -107,11 +110,15 @@ EVENTS: tuple[Event, ...] = (
     DeadlineExceeded(),
     CompensationStarted(),
     SagaStuck(step="a", direction="compensation"),
+    StepAccepted(step="a", direction="action", attempt=1, due_at=T0, execution=EXECUTION),
+    SignalReceived(name="ok", data={"approved": True, "comment": TEXT}, by="me"),
     SagaPaused(reason=TEXT, by="me"),
     SagaResumed(reason=TEXT, by="me"),
-    RetryRequested(step="a", direction="action", due_at=T0, payload={"text": TEXT}, by="me"),
-    StepSkipped(step="a", output={"text": TEXT}, reason=TEXT, by="me"),
-    CompensationRequested(step="b", reason=TEXT, by="me"),
+    RetryRequested(
+        step="a", direction="action", due_at=T0, payload={"a": [1]}, reason=TEXT, by="me"
+    ),
+    StepSkipped(step="a", direction="compensation", output={"a": TEXT}, reason=TEXT, by="me"),
+    CompensationRequested(step="a", reason=TEXT, by="me"),
     SagaResolved(reason=TEXT, by="me"),
     SagaCompleted(),
     SagaCompensated(),
@@ -321,6 +328,20 @@ class StoreContract:
         outbox = store.claim_unpublished(T0 + seconds(1), T0 + seconds(1), 10)
         assert {one.saga_id for one in outbox} == {"good", "new"}
         assert [one.reason for one in store.dead_letters()] == ["kept"]
+
+    def test_a_change_without_events_is_stored_for_the_expected_sequence_only(
+        self, store: Store
+    ) -> None:
+        """A sign of life: the row is new, its sequence and history are not."""
+        store.commit([change(row("s"))])
+        beat = Beat(at=T0, due_at=T0 + timedelta(minutes=1), progress={"done": 1})
+        alive = row("s", wake_at=T0 + timedelta(minutes=1), beats={"a": beat})
+        told = Change(row=alive, expected_sequence=1, events=(), commands=())
+        assert store.commit([told]) == frozenset()
+        assert store.load(["s"])["s"] == alive
+        assert len(store.history(["s"])["s"]) == 1
+        late = msgspec.structs.replace(told, expected_sequence=2)
+        assert store.commit([late]) == {"s"}
 
     def test_an_id_that_exists_is_a_conflict(self, store: Store) -> None:
         """A second start with the same id changes nothing."""

@@ -6,12 +6,20 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.definition import NOTHING_TO_UNDO, Definition, Retry, Saga, Step
+from orchestrator.core.definition import (
+    NOTHING_TO_UNDO,
+    Definition,
+    Retry,
+    Saga,
+    Sleep,
+    Step,
+    WaitFor,
+)
 from orchestrator.core.events import Event, Trace
 from orchestrator.core.machine import Decision, Message, Start, decide
 from orchestrator.core.state import SagaState
 from shared.ids import Direction
-from shared.messages import Failed, Failure, Rejected, Reply, Succeeded
+from shared.messages import Accepted, Failed, Failure, Outcome, Rejected, Reply, Succeeded
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SAGA_ID = "0199c8a0-0000-7000-8000-000000000001"
@@ -30,8 +38,13 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 def step(name: str, **options: Any) -> Step:
     """A step with a compensation; ``compensation=None`` takes it away."""
-    named = {"action": f"service.{name}", "compensation": f"service.undo-{name}"}
+    named: dict[str, Any] = {"action": f"service.{name}", "compensation": f"service.undo-{name}"}
     return Step(name, **{**named, **options})
+
+
+def wait(name: str, work: WaitFor | Sleep, **options: Any) -> Step:
+    """A step that waits, for a minute unless it says otherwise."""
+    return Step(name, work, **{"timeout": timedelta(minutes=1), **options})
 
 
 def saga(*steps: Step, deadline: timedelta | None = None) -> Saga:
@@ -63,13 +76,17 @@ def failed(
     return _reply(name, attempt, direction, Failed(failure=failure))
 
 
-def _reply(
-    name: str, attempt: int, direction: Direction, outcome: Succeeded | Rejected | Failed
-) -> Reply:
+def accepted(name: str, attempt: int = 1, direction: Direction = "action") -> Reply:
+    """A reply that says that the end will be told from elsewhere."""
+    return _reply(name, attempt, direction, Accepted())
+
+
+def _reply(name: str, attempt: int, direction: Direction, outcome: Outcome) -> Reply:
     return Reply(saga_id=SAGA_ID, step=name, direction=direction, attempt=attempt, outcome=outcome)
 
 
-START = Start(saga_id=SAGA_ID, input={"order_id": "o-1"}, trace=TRACE)
+SECRET = "not random, but a test's"
+START = Start(saga_id=SAGA_ID, input={"order_id": "o-1"}, trace=TRACE, secret=SECRET)
 
 
 class Run:
@@ -134,12 +151,14 @@ __all__ = [
     "NOTHING_TO_UNDO",
     "REFUSAL",
     "SAGA_ID",
+    "SECRET",
     "START",
     "T0",
     "TRACE",
     "Order",
     "Retry",
     "Run",
+    "accepted",
     "failed",
     "linear",
     "rejected",
@@ -148,4 +167,5 @@ __all__ = [
     "step",
     "succeeded",
     "tags",
+    "wait",
 ]

@@ -7,7 +7,16 @@ have been done: a machine that does nothing at all keeps every ordering rule.
 from datetime import datetime
 from functools import reduce
 
-from orchestrator.core.definition import Definition, NothingToUndo, PlannedStep, Retry
+from msgspec.structs import replace
+
+from orchestrator.core.definition import (
+    Definition,
+    NothingToUndo,
+    PlannedStep,
+    Retry,
+    Sleep,
+    WaitFor,
+)
 from orchestrator.core.events import (
     CancelRequested,
     CompensationRequested,
@@ -22,6 +31,8 @@ from orchestrator.core.events import (
     SagaResumed,
     SagaStarted,
     SagaStuck,
+    SignalReceived,
+    StepAccepted,
     StepDispatched,
     StepFailed,
     StepRejected,
@@ -30,9 +41,19 @@ from orchestrator.core.events import (
     StepTimedOut,
 )
 from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
-from orchestrator.core.messages import CompensateNow, Pause, Resolve, Resume, RetryNow, Skip
+from orchestrator.core.messages import (
+    CompensateNow,
+    Complete,
+    Heartbeat,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Signal,
+    Skip,
+)
 from orchestrator.core.state import Phase, SagaState, Status, StepState, evolve
-from shared.messages import Failed, Failure, Rejected, Reply, Succeeded
+from shared.messages import Accepted, Failed, Failure, Rejected, Reply, Succeeded
 
 IN_FLIGHT = {Phase.RUNNING, Phase.UNDOING}
 WAITING = {Phase.RETRYING, Phase.UNDO_RETRYING}
@@ -55,23 +76,28 @@ def check_decision(
         AssertionError: An invariant does not hold.
     """
     if not decision.events:
+        if decision.beat:
+            _check_beat(before, message, now, decision)
+            return
         assert decision.state == before, "the state changed without an event"
         assert not decision.commands
         _check_ignored(before, message, decision)
         return
+    assert not decision.beat
     assert decision == decide(definition, before, message, now), "decided twice, differently"
     if before is not None:
         assert reduce(evolve, decision.events, before) == decision.state
         assert not before.status.final, "something happened after the end"
     dispatched = [event for event in decision.events if isinstance(event, StepDispatched)]
+    asked = [event for event in dispatched if not definition.by_name[event.step].waits]
     assert [
         (f"{command.saga_id}:{event.step}:{event.direction}:{event.attempt}", event.due_at)
-        for event, command in zip(dispatched, decision.commands, strict=True)
+        for event, command in zip(asked, decision.commands, strict=True)
     ] == [(command.id, command.deadline_at) for command in decision.commands]
     for command in decision.commands:
         planned = definition.by_name[command.step]
         assert command.queue == planned.queue
-        task = planned.action if command.direction == "action" else planned.undo_task
+        task = planned.task if command.direction == "action" else planned.undo_task
         assert command.task == task
     assert len({event.step for event in dispatched}) == len(dispatched), "two attempts at a time"
     state = before
@@ -92,6 +118,13 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
     if state.status.final:
         assert wake_at is None, "an ended saga wants to be woken"
         return
+    back = _turning_back(definition, state)
+    for planned in definition.steps:
+        if isinstance(planned.action, WaitFor) and phases[planned.name] is Phase.RUNNING:
+            assert planned.action.signal not in state.signals, "it waits for what has come"
+        if planned.waits:
+            assert not (back and phases[planned.name] is Phase.RUNNING), "it waits in vain"
+            assert phases[planned.name] not in {Phase.RETRYING, Phase.UNDOING}
     flying = [name for name, phase in phases.items() if phase in IN_FLIGHT | WAITING]
     if state.paused:
         _check_paused(definition, state, wake_at)
@@ -100,14 +133,16 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
         assert not flying, "an attempt that is never timed out, or a retry that is never made"
         assert state.status is Status.STUCK, "a saga that nothing will ever move again"
     else:
-        assert flying, "woken for nothing"
-    back = _turning_back(definition, state)
+        assert flying or state.not_before, "woken for nothing"
     if not state.backward:
         assert not (back and Phase.RUNNING not in phases.values()), "compensation did not begin"
         for planned in definition.steps:
             ready = all(phases[name] in FOLLOWED for name in planned.after)
             waits = phases[planned.name] is Phase.PENDING and ready
-            assert back or not waits, f"{planned.name} could have begun"
+            begun = any(step.attempt for step in state.steps.values())
+            assert back or not waits or (state.not_before and not begun), (
+                f"{planned.name} could have begun"
+            )
         return
     for planned in definition.steps:
         if planned.undo_task and _may_stand(state.step(planned.name)):
@@ -121,9 +156,12 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
 
 def _check_paused(definition: Definition, state: SagaState, wake_at: datetime | None) -> None:
     """It wakes for what is in flight and for its deadline, and for nothing that it may not begin."""
-    flying = [step.due_at for step in state.steps.values() if step.phase in IN_FLIGHT]
-    assert None not in flying
-    times = [due_at for due_at in flying if due_at]
+    times = []
+    for name, step in state.steps.items():
+        if step.phase in IN_FLIGHT:
+            assert step.due_at is not None
+            beat = state.beats.get(name)
+            times.append(max(step.due_at, beat.due_at) if beat else step.due_at)
     if state.deadline_at and not (
         state.cause or state.backward or _passed_pivot(definition, state)
     ):
@@ -133,7 +171,13 @@ def _check_paused(definition: Definition, state: SagaState, wake_at: datetime | 
 
 def _check_ignored(state: SagaState | None, message: Message, decision: Decision) -> None:
     """Only what is stale or a duplicate may be ignored, and only what was never asked for refused."""
-    if state is None or state.status.final or not isinstance(message, Reply) or decision.refused:
+    if isinstance(message, Complete):
+        message = message.reply
+    if state is None or state.status.final or decision.refused:
+        return
+    if isinstance(message, Signal):
+        assert message.name in state.signals, "a signal was dropped"
+    if not isinstance(message, Reply):
         return
     step = state.step(message.step)
     forward = message.direction == "action"
@@ -146,6 +190,25 @@ def _check_ignored(state: SagaState | None, message: Message, decision: Decision
             flying = step.phase is (Phase.RUNNING if forward else Phase.UNDOING)
             said_no = isinstance(message.outcome, Rejected) and step.phase is Phase.RETRYING
             assert not (current and (flying or (forward and said_no))), "an answer was dropped"
+        case Accepted():
+            current = message.attempt == (step.attempt if forward else step.undo_attempt)
+            flying = step.phase is (Phase.RUNNING if forward else Phase.UNDOING)
+            assert not (current and flying and not step.accepted), "it was not noted"
+
+
+def _check_beat(
+    before: SagaState | None, message: Message, now: datetime, decision: Decision
+) -> None:
+    """A sign of life moves a deadline and leaves everything else as it was."""
+    assert isinstance(message, Heartbeat)
+    assert before is not None
+    assert decision.state is not None
+    assert (decision.events, decision.commands) == ((), ())
+    assert replace(decision.state, beats={}) == replace(before, beats={})
+    beat = decision.state.beats[message.step]
+    assert before.step(message.step).phase in IN_FLIGHT
+    assert (beat.at, beat.progress) == (now, message.progress)
+    assert beat.due_at > now
 
 
 def _check_event(
@@ -168,6 +231,14 @@ def _check_event(
         case StepSucceeded(direction="action"):
             assert not state.step(event.step).success, "succeeded twice"
             assert 1 <= event.attempt <= state.step(event.step).attempt
+            _check_wait_ended(definition, state, event, now)
+        case StepAccepted():
+            step = state.step(event.step)
+            assert step.phase in IN_FLIGHT
+            assert not step.accepted, "accepted twice"
+        case SignalReceived():
+            assert isinstance(message, Signal)
+            assert event.name not in state.signals, "the first one counts"
         case StepSucceeded():
             assert state.step(event.step).phase is not Phase.UNDONE, "undone twice"
             assert 1 <= event.attempt <= state.step(event.step).undo_attempt
@@ -177,6 +248,8 @@ def _check_event(
             if event.attempt > 1:
                 after = evolve(state, event).step(event.step).phase
                 assert after is Phase.FAILED, "the earlier attempts may have done it"
+        case StepTimedOut() if definition.by_name[event.step].waits:
+            _check_wait_ended(definition, state, event, now)
         case StepFailed() | StepTimedOut():
             _check_failed(definition, state, event, now)
         case _:
@@ -233,7 +306,8 @@ def _check_operated(
             step = state.step(event.step)
             assert (event.direction == "compensation") == state.backward
             if event.direction == "action":
-                assert step.phase not in IN_FLIGHT | FOLLOWED
+                waiting = definition.by_name[event.step].waits and step.phase is Phase.RUNNING
+                assert waiting or step.phase not in IN_FLIGHT | FOLLOWED
             else:
                 assert step.stuck or step.phase is Phase.UNDO_RETRYING
         case CompensationRequested(step=vouched):
@@ -272,7 +346,24 @@ def _check_action_dispatched(
     if state.cause is not None:
         again = _unsafe(planned) and event.attempt > 1
         assert again or _passed_pivot(definition, state), "a step began after a cause had come up"
-    assert event.due_at == now + planned.timeout
+    lasts = planned.timeout
+    if isinstance(planned.action, Sleep) and planned.action.lasts:
+        lasts = planned.action.lasts
+    assert event.due_at == now + lasts
+
+
+def _check_wait_ended(
+    definition: Definition, state: SagaState, event: StepSucceeded | StepTimedOut, now: datetime
+) -> None:
+    """A wait ends by its signal or by its time, and by nothing else."""
+    planned, step = definition.by_name[event.step], state.step(event.step)
+    if not planned.waits:
+        return
+    assert step.phase is Phase.RUNNING
+    due = step.due_at is not None and step.due_at <= now
+    signalled = isinstance(planned.action, WaitFor) and planned.action.signal in state.signals
+    assert due or signalled, "it ended without a reason"
+    assert not (signalled and isinstance(event, StepTimedOut))
 
 
 def _check_undo_dispatched(
@@ -316,6 +407,8 @@ def _check_failed(
     if isinstance(event, StepTimedOut):
         assert step.due_at is not None
         assert step.due_at <= now, "timed out before its time"
+        beat = state.beats.get(event.step)
+        assert beat is None or beat.due_at <= now, "timed out although it lives"
     retry = planned.retry if forward else planned.compensation_retry
     failure: Failure | None = event.failure if isinstance(event, StepFailed) else None
     kind = failure.kind if failure else "TimedOut"

@@ -41,6 +41,7 @@ class Answer(Enum):
     REJECTED = auto()
     FAILED = auto()
     FAILED_FOR_GOOD = auto()
+    ACCEPTED = auto()
 
 
 _ANSWER_OF = {

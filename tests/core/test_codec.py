@@ -14,11 +14,15 @@ from shared.errors import DecodeError, PayloadTooLarge
 from shared.ids import saga_id_from
 from shared.messages import (
     CancelRequest,
+    CompleteRequest,
     Execution,
     Failed,
     Failure,
+    HeartbeatRequest,
     Rejected,
     Reply,
+    Request,
+    SignalRequest,
     StartRequest,
     Succeeded,
     Undecodable,
@@ -92,6 +96,34 @@ def test_a_cancel_comes_back_as_it_was_sent(request: CancelRequest) -> None:
     assert inbound(names.CANCEL_TASK, codec.task_body(request)) == request
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        SignalRequest(saga_id="s", name="ok", data={"approved": True}, by="me"),
+        CompleteRequest(token="t", outcome=Succeeded(output=1, undo=2)),
+        CompleteRequest(token="t", outcome=Failed(failure=Failure(kind="Broken"))),
+        HeartbeatRequest(saga_id="s", step="a", direction="action", attempt=1, progress=[1]),
+        StartRequest(
+            name="n",
+            input={},
+            saga_id="s",
+            traceparent="00-t-s-01",
+            not_before=datetime(2026, 1, 1, tzinfo=UTC),
+        ),
+    ],
+)
+def test_other_requests_come_back_as_they_were_sent(request_: Request) -> None:
+    """Through the body of a Celery message."""
+    task = codec.INBOUND_TASKS[type(request_)]
+    assert inbound(task, codec.task_body(request_)) == request_
+
+
+def test_a_time_without_an_offset_is_refused() -> None:
+    """Nobody knows which moment it is."""
+    body = b'[[], {"name": "n", "input": {}, "not_before": "2026-01-01T00:00:00"}, null]'
+    assert isinstance(inbound(names.START_TASK, body), Undecodable)
+
+
 def test_a_start_gets_its_id_and_trace_from_the_message() -> None:
     """So a duplicate of it starts nothing new, and the caller's trace is continued."""
     request = StartRequest(name="place-order", input={"order_id": "o"})
@@ -126,7 +158,8 @@ def test_an_unknown_task_is_refused_with_the_ones_that_are_known() -> None:
     found = inbound("nope", b"[]")
     assert isinstance(found, Undecodable)
     assert found.reason == (
-        "no task 'nope' here; expected one of saga.reply, saga.start, saga.cancel"
+        "no task 'nope' here; expected one of saga.reply, saga.start, saga.cancel, "
+        "saga.signal, saga.complete, saga.heartbeat"
     )
 
 

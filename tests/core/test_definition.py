@@ -151,7 +151,7 @@ def test_a_forgotten_comma_is_refused_in_words() -> None:
         ),
         ({"timeout": timedelta(0)}, "timeout is 0:00:00; it must be positive"),
         ({"timeout": FAR}, "timeout is 3651 days, 0:00:00; at most 3650 days are allowed"),
-        ({"timeout": 30}, "timeout is 30; expected `duration`, got `int`"),
+        ({"timeout": 30}, "timeout is 30; expected `duration | null`, got `int`"),
         ({"timeout": "PT30S"}, "timeout is 'PT30S'; it is not of the declared type"),
         ({"after": "reserve"}, "after is 'reserve'; expected `array | null`, got `str`"),
         ({"pivot": 1}, "pivot is 1; expected `bool`, got `int`"),

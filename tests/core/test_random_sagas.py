@@ -6,6 +6,7 @@ and a coordinator that crashes loses what it has not committed, or not published
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
 import msgspec
 from hypothesis import settings
@@ -25,35 +26,43 @@ from orchestrator.core.definition import (
     Definition,
     NothingToUndo,
     Retry,
+    Sleep,
     Step,
+    WaitFor,
 )
 from orchestrator.core.events import Event, StepDispatched
 from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
+    Complete,
+    Heartbeat,
     Message,
     Operator,
     Pause,
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Tick,
 )
 from orchestrator.core.state import Phase, SagaState, Status, fold
 from shared.backoff import Backoff
 from shared.messages import Command, Reply
+from shared.tokens import read_token
 from tests.core.builders import (
     FAILURE,
     FOR_GOOD,
     START,
     T0,
+    accepted,
     failed,
     rejected,
     saga,
     step,
     succeeded,
+    wait,
 )
 from tests.core.invariants import check_decision, descendants
 from tests.core.participants import Answer, Choice, Effect, with_barrier
@@ -97,6 +106,9 @@ def definitions(draw: st.DrawFn) -> Definition:
             retry = Retry(attempts=2)
         undos: Sequence[str | NothingToUndo | None] = (f"service.undo-s{index}", NOTHING_TO_UNDO)
         undo = draw(st.sampled_from((*undos, None) if index == pivot or beyond else undos))
+        if index != pivot and draw(st.integers(0, 5)) == 0:
+            steps.append(_waiting(draw, f"s{index}", after, beyond=beyond))
+            continue
         steps.append(
             step(
                 f"s{index}",
@@ -106,10 +118,20 @@ def definitions(draw: st.DrawFn) -> Definition:
                 retry=retry,
                 compensation_retry=draw(_retries),
                 timeout=draw(_seconds),
+                completes_within=draw(st.none() | _seconds),
             )
         )
     deadline = draw(st.none() | st.integers(1, 300).map(lambda s: timedelta(seconds=s)))
     return saga(*draw(st.permutations(steps)), deadline=deadline).definition
+
+
+def _waiting(draw: st.DrawFn, name: str, after: tuple[str, ...], *, beyond: bool) -> Step:
+    if draw(st.booleans()):
+        return wait(name, Sleep(draw(_seconds)), after=after)
+    choices: tuple[Literal["default", "reject", "fail"], ...] = ("default", "reject", "fail")
+    otherwise = choices[0] if beyond else draw(st.sampled_from(choices))
+    work = WaitFor("ok", approval=not beyond and draw(st.booleans()), otherwise=otherwise)
+    return wait(name, work, after=after, timeout=draw(_seconds))
 
 
 class AnySaga(RuleBasedStateMachine):
@@ -130,7 +152,8 @@ class AnySaga(RuleBasedStateMachine):
         """Start it, and let it get somewhere."""
         self.cancelled_at_last = undo
         self.definition = definition
-        self.effects = dict.fromkeys(definition.by_name, Effect.NONE)
+        asked = [planned.name for planned in definition.steps if not planned.waits]
+        self.effects = dict.fromkeys(asked, Effect.NONE)
         self.runs = dict.fromkeys(definition.by_name, 0)
         self.state: SagaState | None = None
         self.wake_at: datetime | None = None
@@ -146,6 +169,7 @@ class AnySaga(RuleBasedStateMachine):
         self.dispatched += decision.commands
         if decision.events:
             self.history += decision.events
+        if decision.events or decision.beat:
             self.state = decision.state
             self.wake_at = decision.wake_at
         if not crash_before_publish:
@@ -229,6 +253,39 @@ class AnySaga(RuleBasedStateMachine):
         self.now = max(self.now, self.wake_at + timedelta(seconds=late))
         assert self.tell(Tick()).events, "woken for nothing"
 
+    @precondition(lambda self: self.flying())
+    @rule(data=st.data(), alive=st.booleans(), choice=st.sampled_from(Choice))
+    def an_attempt_goes_on_elsewhere(
+        self, data: st.DataObject, alive: bool, choice: Choice
+    ) -> None:
+        """It is accepted, perhaps shows signs of life, and is completed with its token."""
+        command = data.draw(st.sampled_from(self.flying()))
+        self.tell(accepted(command.step, command.attempt, command.direction))
+        if alive:
+            self.tell(
+                Heartbeat(
+                    step=command.step,
+                    direction=command.direction,
+                    attempt=command.attempt,
+                    progress="half",
+                )
+            )
+        token = read_token(command.token)
+        reply = self.execute(command, choice)
+        assert self.tell(Complete(reply=reply, proof="wrong")).refused
+        if data.draw(st.booleans()):
+            self.tell(Complete(reply=reply, proof=token.proof))
+
+    @precondition(lambda self: self.signals())
+    @rule(approved=st.booleans())
+    def a_signal_comes(self, approved: bool) -> None:
+        """Before its step waits, while it does, or too late."""
+        self.tell(Signal(name="ok", data={"approved": approved}))
+
+    def signals(self) -> bool:
+        """Whether a step waits for a signal."""
+        return any(isinstance(planned.action, WaitFor) for planned in self.definition.steps)
+
     @rule(seconds=st.integers(0, 20))
     def time_passes(self, seconds: int) -> None:
         """Nothing is due by that alone; a tick that comes too early changes nothing."""
@@ -282,13 +339,16 @@ class AnySaga(RuleBasedStateMachine):
                 return failed(name, command.attempt, command.direction)
             case Answer.FAILED_FOR_GOOD:
                 return failed(name, command.attempt, command.direction, FOR_GOOD)
+            case Answer.ACCEPTED:
+                raise AssertionError("no participant of this test does")
 
     # What holds all the time --------------------------------------------------------------
 
     @invariant()
     def the_history_is_the_truth(self) -> None:
         """The state is the fold of the history, and the commands are what it says was sent."""
-        assert fold(self.history) == self.state
+        state = self.state
+        assert fold(self.history) == (msgspec.structs.replace(state, beats={}) if state else None)
         sent = [event for event in self.history if isinstance(event, StepDispatched)]
         assert len({(event.step, event.direction, event.attempt) for event in sent}) == len(sent)
 
@@ -309,7 +369,7 @@ class AnySaga(RuleBasedStateMachine):
             left = [
                 planned.name
                 for planned in self.definition.steps
-                if self.effects[planned.name] is Effect.STANDS
+                if self.effects.get(planned.name) is Effect.STANDS
                 and not isinstance(planned.compensation, NothingToUndo)
                 and planned.name not in self.by_hand()
             ]
@@ -332,7 +392,12 @@ class AnySaga(RuleBasedStateMachine):
         if self.state.paused and not self.state.status.final:
             self.tell(Resume())
         stuck = self.state.status is Status.STUCK
-        excused = stuck or self.by_hand() or Effect.REFUSED in self.effects.values()
+        refused = any(
+            self.state.step(planned.name).failure
+            for planned in self.definition.steps
+            if planned.waits
+        )
+        excused = stuck or refused or self.by_hand() or Effect.REFUSED in self.effects.values()
         for _ in range(CALM_STEPS_MAX):
             if not self.go_on_calmly():
                 break

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.definition import Definition, Step
+from orchestrator.core.definition import Definition, Sleep, Step, WaitFor
 from orchestrator.core.state import CauseKind, Phase, Status
-from tests.core.builders import NOTHING_TO_UNDO, Retry, saga, step
+from tests.core.builders import NOTHING_TO_UNDO, Retry, saga, step, wait
 from tests.core.walk import Barrier, Graph, Plain, Walk
 
 BOUND = int(os.environ.get("SAGA_WALK_BOUND", "1"))
@@ -100,11 +100,12 @@ def walk_all(
     forgetful: bool,
     plain: bool = True,
     operated: bool = False,
+    told: bool = False,
 ) -> Counter[str]:
     """Walk sagas in both kinds of world; returns what was counted."""
     counts: Counter[str] = Counter()
     for definition in definitions:
-        graph = Graph(definition, forgetful=forgetful, operated=operated)
+        graph = Graph(definition, forgetful=forgetful, operated=operated, told=told)
         barrier_walk = Walk(graph, Barrier())
         barrier_walk.run()
         counts["places"] += len(barrier_walk.places)
@@ -118,6 +119,7 @@ def walk_all(
             counts["states"] += 1
             counts[node.state.status] += 1
             counts["paused"] += node.state.paused
+            counts["accepted"] += any(step.accepted for step in node.steps)
             counts[node.state.cause.kind if node.state.cause else "no cause"] += 1
             counts.update(step.phase for step in node.steps)
     print(dict(counts))
@@ -160,3 +162,45 @@ def test_operators_at_every_moment_keep_the_invariants(size: int) -> None:
     counts = walk_all(every, forgetful=size > 1, plain=False, operated=True)
     for wanted in (Status.RESOLVED, Phase.SKIPPED, "paused"):
         assert counts[wanted], f"a walk that never saw {wanted}"
+
+
+def waiting() -> dict[str, Definition]:
+    """Sagas with a wait of each kind, in each place."""
+    every: Options = {"retry": TWICE, "compensation_retry": ONCE}
+    a, b = step("a", **every), step("b", **every)
+    pivot = step("p", pivot=True, **{**every, **NONE})
+    maybe = WaitFor("ok", otherwise="default")
+    shapes = {
+        "first": (wait("w", WaitFor("ok", approval=True)), a),
+        "last": (a, wait("w", WaitFor("ok", approval=True, otherwise="fail"))),
+        "between": (a, wait("w", maybe), b),
+        "sleep": (a, wait("w", Sleep(timedelta(minutes=1))), b),
+        "beside": (
+            step("a", after=(), **every),
+            wait("w", WaitFor("ok"), after=()),
+            step("b", after=("a", "w"), **every),
+        ),
+        "before the pivot": (a, wait("w", WaitFor("ok", approval=True)), pivot),
+        "after the pivot": (pivot, wait("w", maybe), step("b", **{**every, **NONE})),
+        "the same for two": (wait("v", maybe, after=()), wait("w", maybe, after=()), a),
+    }
+    return {
+        name: saga(*steps, deadline=timedelta(hours=1)).definition
+        for name, steps in shapes.items()
+    }
+
+
+def test_waits_and_signals_at_every_moment_keep_the_invariants() -> None:
+    """Signals before, while and after a step waits; time-outs; attempts that are accepted."""
+    counts = walk_all(iter(waiting().values()), forgetful=True, plain=False, told=True)
+    for wanted in ("accepted", Status.COMPLETED, Status.COMPENSATED, Status.STUCK):
+        assert counts[wanted], f"a walk that never saw {wanted}"
+
+
+@pytest.mark.parametrize("shape", ["first", "last", "beside"])
+def test_operators_of_sagas_that_wait_keep_the_invariants(shape: str) -> None:
+    """A wait can be paused, skipped, and given up."""
+    counts = walk_all(
+        iter([waiting()[shape]]), forgetful=True, plain=False, told=BOUND > 1, operated=True
+    )
+    assert counts[Phase.SKIPPED]

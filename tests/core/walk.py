@@ -27,7 +27,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from orchestrator.core.definition import Definition, NothingToUndo
+from orchestrator.core.definition import Definition, NothingToUndo, WaitFor
 from orchestrator.core.machine import decide, wake_at
 from orchestrator.core.messages import (
     Cancel,
@@ -37,6 +37,7 @@ from orchestrator.core.messages import (
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Tick,
 )
@@ -91,7 +92,7 @@ class Node:
         possible: Bits of all replies that a participant could give.
     """
 
-    def __init__(self, state: SagaState, steps: list[StepState]) -> None:
+    def __init__(self, state: SagaState, steps: list[StepState], quiet: frozenset[int]) -> None:
         self.state = state
         self.steps = steps
         self.final = state.status.final
@@ -99,6 +100,7 @@ class Node:
         self.sent = [
             Sent(index, direction, attempt)
             for index, step in enumerate(steps)
+            if index not in quiet
             for direction in DIRECTIONS
             for attempt in range(1, _attempts(step, direction) + 1)
         ]
@@ -132,15 +134,23 @@ class Graph:
 
     With `forgetful`, a step that has settled is taken as if its first attempt had done it, and all
     causes are taken as one: nothing that follows looks at the difference. Small sagas are walked
-    without it. With `operated`, operators do whatever they may at every moment.
+    without it. With `operated`, operators do whatever they may at every moment. With `told`,
+    signals come at every moment, and attempts in flight are accepted, to be completed later: a
+    completion is a reply like any other.
     """
 
     def __init__(
-        self, definition: Definition, *, forgetful: bool = False, operated: bool = False
+        self,
+        definition: Definition,
+        *,
+        forgetful: bool = False,
+        operated: bool = False,
+        told: bool = False,
     ) -> None:
         self.definition = definition
         self.forgetful = forgetful
         self.operated = operated
+        self.told = told
         self.names = [planned.name for planned in definition.steps]
         index = {name: number for number, name in enumerate(self.names)}
         self.behind = [
@@ -154,6 +164,10 @@ class Graph:
             not isinstance(planned.compensation, NothingToUndo) for planned in definition.steps
         ]
         """Steps whose effect must not stand in a compensated saga."""
+        self.quiet = frozenset(
+            number for number, planned in enumerate(definition.steps) if planned.waits
+        )
+        """Steps that send nothing."""
         self.nodes: dict[Key, Node] = {}
         self.decisions = 0
         first = self._edge(None, builders.START)
@@ -187,7 +201,18 @@ class Graph:
             node.resume = self._edge(node, Resume())
             asked = [self._edge(node, message) for message in self._operators(node)]
             node.others += [edge for edge in (node.resume, *asked) if edge is not None]
+        if self.told:
+            heard = [self._edge(node, message) for message in self._signals(node)]
+            node.others += [edge for edge in heard if edge is not None]
         return node
+
+    def _signals(self, node: Node) -> Iterator[Message]:
+        for planned in self.definition.steps:
+            if isinstance(planned.action, WaitFor):
+                for approved in (True, False):
+                    yield Signal(name=planned.action.signal, data={"approved": approved})
+        for sent in node.sent:
+            yield _reply(self.names[sent.step], sent, Answer.ACCEPTED)
 
     def _operators(self, node: Node) -> Iterator[Message]:
         yield Pause()
@@ -231,9 +256,11 @@ class Graph:
             state.backward,
             state.paused,
             state.cause.kind if state.cause else None,
-            *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck, s.by_hand) for s in steps),
+            repr(state.signals),
+            *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck) for s in steps),
+            *((s.by_hand, s.accepted) for s in steps),
         )
-        return self.nodes.setdefault(key, Node(state, steps))
+        return self.nodes.setdefault(key, Node(state, steps, self.quiet))
 
     def check_stale_stays_stale(self) -> None:
         """What a node ignores, every later one ignores: only so may a place leave it out."""
@@ -255,6 +282,8 @@ def _reply(name: str, sent: Sent, answer: Answer) -> Reply:
             return builders.failed(name, sent.attempt, sent.direction)
         case Answer.FAILED_FOR_GOOD:
             return builders.failed(name, sent.attempt, sent.direction, builders.FOR_GOOD)
+        case Answer.ACCEPTED:
+            return builders.accepted(name, sent.attempt, sent.direction)
 
 
 def _timeless(state: SagaState, due: frozenset[str] = frozenset()) -> SagaState:
@@ -480,8 +509,8 @@ class Walk(Generic[W]):
         steps = edge.target.steps
         for step in edge.actions:
             for earlier in self.graph.ahead[step]:
-                skipped = steps[earlier].phase is Phase.SKIPPED
-                stands = skipped or self.kind.stands(place.world, earlier)
+                needless = earlier in self.graph.quiet or steps[earlier].phase is Phase.SKIPPED
+                stands = needless or self.kind.stands(place.world, earlier)
                 assert stands, "begun on what does not stand"
         for step in edge.undos:
             for later in self.graph.behind[step]:
@@ -494,7 +523,8 @@ class Walk(Generic[W]):
         node, world, _ = place
         if node.state.status is Status.COMPLETED:
             for number, step in enumerate(node.steps):
-                stands = step.phase is Phase.SKIPPED or self.kind.stands(world, number)
+                needless = number in self.graph.quiet or step.phase is Phase.SKIPPED
+                stands = needless or self.kind.stands(world, number)
                 assert stands, "completed, but an effect is missing"
         if node.state.status is Status.COMPENSATED:
             for number, step in enumerate(node.steps):
@@ -502,7 +532,10 @@ class Walk(Generic[W]):
         end = self._calm_end(place)
         # What an operator said may be wrong.
         trusted = any(step.by_hand for step in node.steps)
-        excused = node.stuck or trusted or self.kind.hopeless(world, place.replies)
+        refused = any(
+            step.failure for number, step in enumerate(node.steps) if number in self.graph.quiet
+        )
+        excused = node.stuck or trusted or refused or self.kind.hopeless(world, place.replies)
         assert end.final or excused, "stuck without a reason"
 
     def _left(self, world: W, number: int, step: StepState) -> bool:
@@ -529,7 +562,7 @@ class Walk(Generic[W]):
     def _calm_follower(self, place: Place[W]) -> Place[W] | None:
         node, world, replies = place
         for index, step in enumerate(node.steps):
-            if step.phase not in {Phase.RUNNING, Phase.UNDOING}:
+            if step.phase not in {Phase.RUNNING, Phase.UNDOING} or index in self.graph.quiet:
                 continue
             direction: Direction = "action" if step.phase is Phase.RUNNING else "compensation"
             current = Sent(index, direction, _attempts(step, direction))

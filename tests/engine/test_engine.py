@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from orchestrator.catalog import Catalog
-from orchestrator.core.definition import Saga
+from orchestrator.core.definition import Saga, WaitFor
 from orchestrator.core.events import DeadlineExceeded, Recorded, SagaPaused, StepTimedOut
 from orchestrator.core.messages import Pause, Resolve, Resume, RetryNow
 from orchestrator.core.state import Status
@@ -24,8 +24,29 @@ from shared.errors import (
     UnavailableError,
     UnknownSaga,
 )
-from shared.messages import CancelRequest, Command, Reply, StartRequest
-from tests.core.builders import T0, failed, rejected, saga, step, succeeded, tags
+from shared.messages import (
+    CancelRequest,
+    Command,
+    CompleteRequest,
+    HeartbeatRequest,
+    Reply,
+    Request,
+    SignalRequest,
+    StartRequest,
+    Succeeded,
+)
+from shared.tokens import token_of
+from tests.core.builders import (
+    T0,
+    accepted,
+    failed,
+    rejected,
+    saga,
+    step,
+    succeeded,
+    tags,
+    wait,
+)
 
 LINEAR = saga(step("a"), step("b"))
 PARALLEL = saga(step("a", after=()), step("b", after=()), step("c", after=("a", "b")))
@@ -73,7 +94,7 @@ class Bench:
             self.broker.settle_command(held)
         return [held.item for held in taken]
 
-    def arrive(self, *messages: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
+    def arrive(self, *messages: Request, task_id: str = "") -> None:
         """Let messages come in one batch."""
         for message in messages:
             self.broker.send(message, task_id)
@@ -574,3 +595,97 @@ def test_a_pause_twice_is_fine_and_changes_nothing(bench: Bench) -> None:
     first = bench.engine.operate(saga_id, Pause(by="ada"))
     second = bench.engine.operate(saga_id, Pause(by="bob"))
     assert (second.row, second.events) == (first.row, ())
+
+
+# Waiting --------------------------------------------------------------------------------------
+
+PATIENT = saga(step("a"), wait("w", WaitFor("ok", approval=True)))
+
+
+def test_a_signal_comes_through_the_queue_and_from_a_client(make_bench: BenchMaker) -> None:
+    """The first one counts, whichever way it came."""
+    bench = make_bench(PATIENT)
+    saga_id = bench.start().row.saga_id
+    yes = SignalRequest(saga_id=saga_id, name="ok", data={"approved": True}, by="ada")
+    bench.arrive(yes, yes, of(saga_id, succeeded("a")))
+    assert bench.status(saga_id) is Status.COMPLETED
+    other = bench.start("o-2").row.saga_id
+    told = bench.engine.signal(other, "ok", {"approved": True}, by="ada")
+    assert tags(told.events) == ["signal_received"]
+    assert bench.engine.signal(other, "ok", {"approved": False}, by="bob").events == ()
+    assert bench.store.dead_letters() == []
+
+
+def test_a_signal_that_nobody_can_take_is_a_dead_letter(make_bench: BenchMaker) -> None:
+    """With the reason, as for every message; a client gets an error."""
+    bench = make_bench(PATIENT)
+    saga_id = bench.start().row.saga_id
+    bench.arrive(
+        SignalRequest(saga_id=saga_id, name="no"),
+        SignalRequest(saga_id=saga_id, name="ok", data="x" * PAYLOAD_BYTES_MAX),
+    )
+    reasons = " ".join(letter.reason for letter in bench.store.dead_letters())
+    assert "waits for no signal 'no'" in reasons
+    assert "The data of the signal is" in reasons
+    with pytest.raises(NotAllowed, match="waits for no signal 'no'"):
+        bench.engine.signal(saga_id, "no", None, by="ada")
+
+
+def test_a_step_is_completed_by_its_token(bench: Bench) -> None:
+    """Through the queue or by a client; late or again it changes nothing."""
+    saga_id = bench.start().row.saga_id
+    (first,) = bench.sent()
+    bench.arrive(of(saga_id, accepted("a")))
+    done = CompleteRequest(token=first.token, outcome=Succeeded(output={"id": 1}))
+    bench.arrive(done, done)
+    (second,) = bench.sent()
+    told = bench.engine.complete(second.token, Succeeded())
+    assert told.row.state.status is Status.COMPLETED
+    assert bench.engine.complete(first.token, Succeeded(output={"id": 2})).events == ()
+    assert bench.store.dead_letters() == []
+
+
+def test_a_wrong_token_is_a_dead_letter(bench: Bench) -> None:
+    """One that is none, and one of another saga's secret."""
+    saga_id = bench.start().row.saga_id
+    forged = token_of("guessed", saga_id, "a", "action", 1)
+    bench.arrive(
+        CompleteRequest(token="nonsense", outcome=Succeeded()),
+        CompleteRequest(token=forged, outcome=Succeeded()),
+    )
+    reasons = [letter.reason for letter in bench.store.dead_letters()]
+    assert any("not a token of a step" in reason for reason in reasons)
+    assert any("not one of this saga" in reason for reason in reasons)
+    with pytest.raises(NotAllowed, match="not one of this saga"):
+        bench.engine.complete(forged, Succeeded())
+
+
+def test_a_heartbeat_moves_the_timer_and_leaves_no_event(bench: Bench) -> None:
+    """The row has the progress; the history does not grow."""
+    saga_id = bench.start().row.saga_id
+    before = bench.store.load([saga_id])[saga_id]
+    bench.now += timedelta(seconds=20)
+    beat = HeartbeatRequest(
+        saga_id=saga_id, step="a", direction="action", attempt=1, progress={"done": 3}
+    )
+    bench.arrive(beat, msgspec.structs.replace(beat, progress="too soon"))
+    row = bench.store.load([saga_id])[saga_id]
+    assert (row.sequence, row.wake_at) == (before.sequence, bench.now + timedelta(seconds=30))
+    assert row.state.beats["a"].progress == {"done": 3}
+    bench.now += timedelta(seconds=20)
+    large = msgspec.structs.replace(beat, progress="x" * 5_000)
+    bench.arrive(large)
+    assert bench.store.load([saga_id])[saga_id].state.beats["a"].progress is None
+    bench.arrive(of(saga_id, succeeded("a")))
+    assert bench.store.load([saga_id])[saga_id].state.beats == {}
+    assert bench.happened(saga_id).count("step_dispatched") == 2
+
+
+def test_a_saga_starts_at_a_given_time(bench: Bench) -> None:
+    """It is durable at once, and sends its first command then."""
+    at = bench.now + timedelta(hours=1)
+    (started,) = bench.engine.start([msgspec.structs.replace(request(), not_before=at)])
+    assert (started.row.wake_at, bench.sent()) == (at, [])
+    bench.now = at
+    bench.engine.tick(10)
+    assert [command.step for command in bench.sent()] == ["a"]

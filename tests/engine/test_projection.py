@@ -4,29 +4,45 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from orchestrator.core.definition import Definition
+from orchestrator.core.definition import Definition, WaitFor
 from orchestrator.core.events import Event, Recorded
-from orchestrator.core.machine import Cancel, Start, Tick, decide
+from orchestrator.core.machine import decide
+from orchestrator.core.messages import (
+    Cancel,
+    Complete,
+    Message,
+    Pause,
+    Resume,
+    RetryNow,
+    Signal,
+    Skip,
+    Start,
+    Tick,
+)
 from orchestrator.core.state import SagaState, Status
 from orchestrator.projection import project, send_span_id, step_span_id
 from shared.ids import command_id
 from shared.messages import Execution, Rejected, Reply, Succeeded
 from shared.telemetry import names
 from shared.telemetry.spans import SpanRecord
+from shared.tokens import proof_of
 from tests.core.builders import (
     FOR_GOOD,
     REFUSAL,
     SAGA_ID,
+    SECRET,
     START,
     T0,
     TRACE,
     Retry,
+    accepted,
     failed,
     linear,
     rejected,
     saga,
     step,
     succeeded,
+    wait,
 )
 
 SECOND = timedelta(seconds=1)
@@ -38,7 +54,7 @@ UNSAMPLED = msgspec.structs.replace(
 class Story:
     """A saga whose messages arrive one second apart; a `Tick` comes when the saga wants it."""
 
-    def __init__(self, definition: Definition, *messages: Reply | Tick | Cancel) -> None:
+    def __init__(self, definition: Definition, *messages: Message) -> None:
         self.definition = definition
         self.state: SagaState | None = None
         self.history: list[Recorded] = []
@@ -386,3 +402,58 @@ def test_a_step_in_flight_when_another_gives_up_is_not_left_out() -> None:
     assert story.status is Status.COMPENSATED
     b = only(story.spans(), "step b")
     assert (b.error, b.end) == (None, T0 + 2 * SECOND)
+
+
+# Waiting and operated sagas -------------------------------------------------------------------
+
+
+def tree(story: Story) -> dict[str, str | None]:
+    """Name of each span and of its parent: exactly one root, and no orphan."""
+    spans = story.spans()
+    by_id = {one.span_id: one.name for one in spans}
+    roots = [one for one in spans if one.parent_span_id not in by_id]
+    assert [one.name for one in roots] == ["saga test"]
+    assert len(by_id) == len(spans)
+    return {one.name: by_id.get(one.parent_span_id or "") for one in spans}
+
+
+def test_a_wait_is_a_step_span_without_a_message() -> None:
+    """As long as it waited; nothing was sent."""
+    definition = saga(step("a"), wait("w", WaitFor("ok")), step("b")).definition
+    story = Story(definition, succeeded("a"), Signal(name="ok"), succeeded("b")).play()
+    spans = tree(story)
+    assert spans["step w"] == "saga test"
+    assert [one.name for one in story.spans()].count("send service") == 2
+
+
+def test_an_accepted_attempt_has_one_process_span_of_its_participant() -> None:
+    """The participant has exported it; the step lasts until it was completed."""
+    proof = proof_of(SECRET, SAGA_ID, "a", "action", 1)
+    done = Complete(reply=succeeded("a"), proof=proof)
+    story = Story(linear("a"), ran(accepted("a")), done).play()
+    assert "process service" not in tree(story)
+    (span,) = [one for one in story.spans() if one.name == "step a"]
+    assert span.end == T0 + 2 * SECOND
+
+
+def test_an_operated_saga_is_one_tree() -> None:
+    """Paused, resumed, stuck, tried again and skipped."""
+    definition = saga(
+        step("a"), step("p", pivot=True, compensation=None), step("b"), step("c")
+    ).definition
+    story = Story(
+        definition,
+        Pause(by="ada"),
+        succeeded("a"),
+        Resume(by="ada"),
+        succeeded("p"),
+        failed("b", failure=FOR_GOOD),
+        RetryNow(by="ada"),
+        failed("b", 2, failure=FOR_GOOD),
+        Skip(step="b", by="ada"),
+        succeeded("c"),
+    ).play()
+    assert story.status is Status.COMPLETED
+    assert tree(story)["step b"] == "saga test"
+    (skipped,) = [one for one in story.spans() if one.name == "step b"]
+    assert skipped.attributes[names.SAGA_OUTCOME] == "skipped"

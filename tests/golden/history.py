@@ -11,11 +11,14 @@ from orchestrator.core.events import Event
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
+    Complete,
+    Heartbeat,
     Message,
     Pause,
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Start,
     Tick,
@@ -37,6 +40,9 @@ _KINDS: dict[str, type[Message]] = {
     "skip": Skip,
     "resolve": Resolve,
     "compensate": CompensateNow,
+    "complete": Complete,
+    "heartbeat": Heartbeat,
+    "signal": Signal,
 }
 
 

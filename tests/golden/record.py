@@ -13,23 +13,29 @@ import msgspec
 
 from orchestrator.core.definition import (
     NOTHING_TO_UNDO,
+    TIMED_OUT,
     Definition,
     Input,
     Output,
     Retry,
     Saga,
+    Sleep,
     Step,
+    WaitFor,
 )
 from orchestrator.core.events import Trace
 from orchestrator.core.machine import decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
+    Complete,
+    Heartbeat,
     Message,
     Pause,
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Start,
     Tick,
@@ -37,6 +43,7 @@ from orchestrator.core.messages import (
 from orchestrator.core.state import SagaState
 from shared.ids import Direction
 from shared.messages import (
+    Accepted,
     Execution,
     Failed,
     Failure,
@@ -45,6 +52,7 @@ from shared.messages import (
     Reply,
     Succeeded,
 )
+from shared.tokens import proof_of
 from tests.golden.history import FOLDER, SUMS, Arrival, GoldenHistory, kind_of
 
 SAGA_ID = "0199c8a0-0000-7000-8000-000000000001"
@@ -79,6 +87,36 @@ ORDER = Saga(
         Step("confirm", "orders.confirm", pivot=True),
         Step("mail", "mail.send", after=("confirm",), retry=Retry.forever()),
         Step("ship", "shipping.ship", after=("confirm",), retry=Retry(attempts=2)),
+    ),
+).definition
+
+PATIENT = Saga(
+    name="golden-patience",
+    version=1,
+    input=Order,
+    deadline=timedelta(days=7),
+    steps=(
+        Step(
+            "pack",
+            "depot.pack",
+            "depot.unpack",
+            completes_within=timedelta(hours=2),
+            retry=Retry(attempts=2, never_on=("Lost",), by_kind={TIMED_OUT: Retry(attempts=3)}),
+        ),
+        Step("cool-off", Sleep(timedelta(minutes=10))),
+        Step(
+            "approval",
+            WaitFor("approved", approval=True, otherwise="fail"),
+            after=("pack",),
+            timeout=timedelta(hours=1),
+        ),
+        Step("pick-up", Sleep(until=Output("pack", "at")), after=("approval", "cool-off")),
+        Step("confirm", "orders.confirm", pivot=True),
+        Step(
+            "gift",
+            WaitFor("gift", otherwise="default", default={"wrap": False}),
+            timeout=timedelta(minutes=5),
+        ),
     ),
 ).definition
 
@@ -133,6 +171,52 @@ def done(step: str, attempt: int = 1) -> Told:
 def undone(step: str, attempt: int = 1) -> Told:
     """It has been undone."""
     return said(step, Succeeded(), attempt, "compensation")
+
+
+def waits() -> dict[str, tuple[str, tuple[Told, ...]]]:
+    """Histories of the saga that waits."""
+    token = proof_of("golden", SAGA_ID, "pack", "action", 1)
+    packed = Succeeded(output={"at": "2026-01-01T03:00:00Z"}, undo={"id": "box-1"})
+    later = said("pack", Accepted())
+    reply = Reply(saga_id=SAGA_ID, step="pack", direction="action", attempt=1, outcome=packed)
+    complete = Told(Complete(reply=reply, proof=token))
+    beat = Told(Heartbeat(step="pack", direction="action", attempt=1, progress={"boxes": 1}))
+    yes = Told(Signal(name="approved", data={"approved": True}, by="ada"))
+    no = Told(Signal(name="approved", data={"approved": False, "comment": "dear"}, by="ada"))
+    begin = Told(
+        msgspec.structs.replace(
+            START, secret="golden", not_before=BEGIN + timedelta(minutes=1), key=None
+        ),
+        0,
+    )
+    return {
+        "waited": (
+            "A later start, an attempt that is accepted, an early approval, sleeps, and no signal.",
+            (
+                begin,
+                DUE,
+                beat,
+                later,
+                beat,
+                Told(Complete(reply=reply, proof="made up")),
+                yes,
+                complete,
+                complete,
+                DUE,
+                DUE,
+                done("confirm"),
+                DUE,
+            ),
+        ),
+        "not-approved": (
+            "An approval is refused while another branch sleeps: all is undone.",
+            (begin, DUE, done("pack"), no, yes, undone("pack")),
+        ),
+        "nobody-answered": (
+            "The approval fails when its time is over; a token of an older attempt is too late.",
+            (begin, DUE, complete, DUE, DUE, undone("pack"), complete),
+        ),
+    }
 
 
 def scenarios() -> dict[str, tuple[str, tuple[Told, ...]]]:
@@ -315,9 +399,19 @@ def scenarios() -> dict[str, tuple[str, tuple[Told, ...]]]:
     }
 
 
+def every_history() -> dict[str, GoldenHistory]:
+    """All of them, by name, as the machine of today makes them."""
+    ordered = {
+        name: recorded(ORDER, about, (Told(START, 0), *told))
+        for name, (about, told) in scenarios().items()
+    }
+    patient = {name: recorded(PATIENT, about, told) for name, (about, told) in waits().items()}
+    return {**ordered, **patient}
+
+
 def recorded(definition: Definition, about: str, told: tuple[Told, ...]) -> GoldenHistory:
     """Let messages arrive, and write down what followed."""
-    arrivals = tuple(_arrivals(definition, (Told(START, 0), *told)))
+    arrivals = tuple(_arrivals(definition, told))
     state: SagaState | None = None
     for arrival in arrivals:
         state = decide(definition, state, arrival.arrived, arrival.at).state
@@ -338,7 +432,7 @@ def _arrivals(definition: Definition, told: tuple[Told, ...]) -> Iterator[Arriva
             now += timedelta(seconds=wait_seconds)
         decision = decide(definition, state, message, now)
         state = decision.state
-        wake_at = decision.wake_at if decision.events else wake_at
+        wake_at = decision.wake_at if decision.events or decision.beat else wake_at
         yield Arrival(
             at=now,
             kind=kind_of(message),
@@ -352,10 +446,10 @@ def _arrivals(definition: Definition, told: tuple[Told, ...]) -> Iterator[Arriva
 
 def main() -> None:
     """Write the files that do not exist yet."""
-    for name, (about, told) in scenarios().items():
+    for name, history in every_history().items():
         path = FOLDER / f"{name}.json"
         if not path.exists():
-            raw = msgspec.json.encode(recorded(ORDER, about, told))
+            raw = msgspec.json.encode(history)
             path.write_bytes(msgspec.json.format(raw, indent=1) + b"\n")
             with SUMS.open("a") as sums:
                 sums.write(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")

@@ -16,9 +16,9 @@ from orchestrator.store.memory import MemoryStore
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import MemoryBroker, MemoryTransport
 from orchestrator.views import SagaView, StepView
-from shared.messages import Command, Failed, Inbound, Outcome, Rejected, Reply, Undecodable
+from shared.messages import Accepted, Command, Failed, Outcome, Rejected, Reply, Request
 from tests.core.builders import T0
-from workers.sdk import Reject
+from workers.sdk import Later, Reject
 from workers.sdk.outcome import failure_of, succeeded_with
 
 Task = Callable[..., Any]
@@ -60,9 +60,8 @@ class Shop:
         self.settle()
         return saga_id
 
-    def send(self, message: Inbound, task_id: str = "") -> None:
+    def send(self, message: Request, task_id: str = "") -> None:
         """Let a message arrive from outside, as a plain Celery message would."""
-        assert not isinstance(message, Undecodable)
         self._broker.send(message, task_id)
         self.settle()
 
@@ -112,7 +111,8 @@ class Shop:
         self.calls.append(command.task)
         outcome: Outcome
         try:
-            outcome = succeeded_with(task(**command.payload))
+            result = task(**command.payload)
+            outcome = Accepted() if isinstance(result, Later) else succeeded_with(result)
         except Reject as rejection:
             outcome = Rejected(failure=failure_of(rejection))
         except Exception as error:  # noqa: BLE001 - as in a worker: a failure is a value

@@ -3,20 +3,59 @@
 Everything runs in memory: see `shop` for what stands in for workers, broker and clock.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+from celery import Celery
+from celery.beat import BeatLazyFunc, Scheduler
+from celery.schedules import crontab
+from kombu import Connection
 
-from orchestrator.core.definition import Retry, Saga, Step
+from orchestrator.core.definition import (
+    NOTHING_TO_UNDO,
+    Input,
+    Output,
+    Retry,
+    Saga,
+    Sleep,
+    Step,
+    WaitFor,
+)
+from orchestrator.views import TimerView
+from shared.codec import decode_inbound
+from shared.messages import HeartbeatRequest, Request, SignalRequest, StartRequest
 from tests.guide.shop import Shop
-from workers.sdk import Fail
+from workers.sdk import Fail, Later
 
 
 class Order(msgspec.Struct):
     """Input of the sagas below."""
 
     order_id: str
+
+
+class Appointment(msgspec.Struct):
+    """Input of a saga that waits for a time."""
+
+    remind_at: datetime
+
+
+def beat_once(app: Celery[Any]) -> list[Request]:
+    """What Celery beat sends when the entries of its schedule are due."""
+    scheduler = Scheduler(app, lazy=True)
+    with Connection("memory://") as connection:
+        queue = connection.SimpleQueue("saga.replies")
+        queue.clear()
+        scheduler.merge_inplace(app.conf.beat_schedule)
+        for entry in scheduler.schedule.values():
+            scheduler.apply_async(entry, advance=False)
+        message: Any = queue.get(timeout=5)
+        message.ack()
+        queue.close()
+    found = decode_inbound("saga.start", message.headers["id"], message.body, {})
+    assert isinstance(found, StartRequest)
+    return [found]
 
 
 def nothing(**_: Any) -> None:
@@ -53,6 +92,182 @@ def test_a_policy_for_each_kind_of_failure() -> None:
     saga_id = shop.start("charge-order", order_id="o-1")
     shop.wait(timedelta(minutes=5))
     assert (shop.status(saga_id), shop.step(saga_id, "charge").attempts) == ("completed", 4)
+
+
+def test_a_human_approval_with_a_deadline() -> None:
+    """The step waits for a signal; when nobody answers in time, the order is undone."""
+    saga = Saga(
+        name="big-order",
+        version=1,
+        input=Order,
+        steps=(
+            Step("reserve", "stock.reserve", "stock.release"),
+            Step("approval", WaitFor("approved", approval=True), timeout=timedelta(days=2)),
+            Step("ship", "shipping.ship", "shipping.recall"),
+        ),
+    )
+    tasks = dict.fromkeys(("stock.reserve", "stock.release", "shipping.ship"), nothing)
+    shop = Shop(saga, tasks=tasks)
+    asked, forgotten = (shop.start("big-order", order_id=order) for order in ("o-1", "o-2"))
+    assert shop.view(asked).next_timer == TimerView(
+        at=shop.now + timedelta(days=2), what="approval stops waiting for signal approved"
+    )
+
+    shop.client.approve(asked, "approved", by="ada", comment="a good customer")
+    shop.settle()
+    assert shop.status(asked) == "completed"
+    assert shop.step(asked, "approval").output["comment"] == "a good customer"
+
+    shop.wait(timedelta(days=2))
+    assert shop.status(forgotten) == "compensated"
+    error = shop.view(forgotten).error
+    assert error is not None
+    assert (error.step, error.kind) == ("approval", "NoSignal")
+
+
+def test_a_signal_from_another_service() -> None:
+    """A plain Celery message; it may come before the step waits for it."""
+    saga = Saga(
+        name="refund",
+        version=1,
+        input=Order,
+        steps=(
+            Step("announce", "returns.announce", "returns.withdraw"),
+            Step(
+                "parcel",
+                WaitFor("parcel-back", otherwise="default", default={"weight": 0}),
+                timeout=timedelta(days=30),
+            ),
+            Step(
+                "pay",
+                "payment.pay-back",
+                NOTHING_TO_UNDO,
+                payload={"weight": Output("parcel", "weight")},
+            ),
+        ),
+    )
+    paid: list[int] = []
+    shop = Shop(
+        saga,
+        tasks={
+            "returns.announce": nothing,
+            "payment.pay-back": lambda **payload: paid.append(payload["weight"]),
+        },
+    )
+    saga_id = shop.client.start("refund", {"order_id": "o-1"}).row.saga_id
+    # Another service: its app's send_task, with "saga.signal" and the queue "saga.replies".
+    shop.send(SignalRequest(saga_id=saga_id, name="parcel-back", data={"weight": 7}))
+    assert (shop.status(saga_id), paid) == ("completed", [7])
+
+
+def test_a_step_that_is_completed_from_elsewhere() -> None:
+    """The participant answers `Later`; whoever has the token ends the step."""
+    tokens: list[str] = []
+
+    def order_taxi(order_id: str) -> Later:
+        # In a worker: context.token, given to the taxi company.
+        tokens.append(shop.commands[-1].token)
+        return Later()
+
+    saga = Saga(
+        name="taxi",
+        version=1,
+        input=Order,
+        steps=(
+            Step("taxi", "taxi.order", "taxi.cancel", completes_within=timedelta(hours=2)),
+            Step("ride", "taxi.ride", NOTHING_TO_UNDO, payload={"cab": Output("taxi", "cab")}),
+        ),
+    )
+    shop = Shop(saga, tasks={"taxi.order": order_taxi, "taxi.ride": nothing})
+    saga_id = shop.start("taxi", order_id="o-1")
+    shop.wait(timedelta(hours=1))
+    assert shop.step(saga_id, "taxi").accepted
+    shop.client.complete(tokens[0], {"cab": 7})
+    shop.settle()
+    assert (shop.status(saga_id), shop.calls) == ("completed", ["taxi.order", "taxi.ride"])
+    assert shop.client.fail(tokens[0], "TooLate").events == ()
+
+
+def test_a_long_step_shows_signs_of_life() -> None:
+    """Each heartbeat begins the time-out anew; the last progress is what `saga show` shows."""
+    saga = Saga(
+        name="render",
+        version=1,
+        input=Order,
+        steps=(Step("film", "film.render", NOTHING_TO_UNDO, timeout=timedelta(minutes=1)),),
+    )
+    shop = Shop(saga, tasks={})
+    saga_id = shop.start("render", order_id="o-1")
+    for percent in (10, 20, 30):
+        shop.wait(timedelta(seconds=50))
+        # In a worker: context.heartbeat({"percent": percent})
+        shop.send(
+            HeartbeatRequest(
+                saga_id=saga_id,
+                step="film",
+                direction="action",
+                attempt=1,
+                progress={"percent": percent},
+            )
+        )
+    film = shop.step(saga_id, "film")
+    assert (film.attempts, film.progress) == (1, {"percent": 30})
+    assert len(shop.view(saga_id).timeline) == 2
+
+
+def test_sleeping_and_starting_at_a_given_time() -> None:
+    """Durable: the time stands in the store, and no process has to live so long."""
+    saga = Saga(
+        name="reminder",
+        version=1,
+        input=Appointment,
+        steps=(
+            Step("cool-off", Sleep(timedelta(hours=1))),
+            Step("day-before", Sleep(until=Input("remind_at"))),
+            Step("mail", "mail.send", NOTHING_TO_UNDO),
+        ),
+    )
+    shop = Shop(saga, tasks={"mail.send": nothing})
+    remind_at = shop.now + timedelta(days=7)
+    saga_id = shop.client.start(
+        "reminder",
+        {"remind_at": remind_at.isoformat()},
+        not_before=shop.now + timedelta(days=1),
+    ).row.saga_id
+    shop.wait(timedelta(days=1, minutes=59))
+    assert shop.step(saga_id, "cool-off").phase == "running"
+    shop.wait(timedelta(minutes=1))
+    assert shop.step(saga_id, "day-before").due_at == remind_at
+    shop.wait(timedelta(days=7))
+    assert (shop.status(saga_id), shop.calls) == ("completed", ["mail.send"])
+
+
+def test_a_saga_every_night() -> None:
+    """Celery beat sends `saga.start`; a key for each night makes a second beat harmless."""
+    saga = Saga(
+        name="nightly",
+        version=1,
+        input=Order,
+        steps=(Step("tidy", "depot.tidy", NOTHING_TO_UNDO),),
+    )
+    shop = Shop(saga, tasks={"depot.tidy": nothing})
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.beat_schedule = {
+        "nightly": {
+            "task": "saga.start",
+            "schedule": crontab(hour="3", minute="0"),
+            "kwargs": {
+                "name": "nightly",
+                "input": {"order_id": "all"},
+                "key": BeatLazyFunc(lambda: f"nightly-{shop.now:%Y-%m-%d}"),
+            },
+            "options": {"queue": "saga.replies"},
+        }
+    }
+    for request in [*beat_once(app), *beat_once(app)]:
+        shop.send(request)
+    (nightly,) = shop.client.list(name="nightly")
+    assert (nightly.key, nightly.status) == ("nightly-2026-01-01", "completed")
 
 
 def test_operators_put_a_stuck_saga_right() -> None:

@@ -9,7 +9,7 @@ from kombu import Connection
 
 from shared import codec, names
 from shared.ids import command_id
-from shared.messages import Reply
+from shared.messages import Inbound, Reply
 from tests.workers.stand_in import headers
 from workers.sdk.command import StepCommand
 
@@ -44,12 +44,25 @@ class Eager:
         extra: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
         """Run a step; returns the replies that it sent."""
+        told = self.told(task, of, payload, extra=extra)
+        assert all(isinstance(one, Reply) for one in told)
+        return [one for one in told if isinstance(one, Reply)]
+
+    def told(
+        self,
+        task: str,
+        of: StepCommand,
+        payload: Mapping[str, Any],
+        *,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[Inbound]:
+        """Run a step; returns everything that it told the orchestrator."""
         self._app.tasks[task].apply(
             kwargs=dict(payload),
             task_id=command_id(of.saga_id, of.step, of.direction, of.attempt),
             headers={**headers(of), **(extra or {})},
         )
-        return self.replies()
+        return self.messages()
 
     def plainly(self, task: str, payload: Mapping[str, Any]) -> Any:
         """Run a task outside of any saga; returns what it returned."""
@@ -57,9 +70,15 @@ class Eager:
 
     def replies(self) -> list[Reply]:
         """Take the replies that are there."""
+        return [one for one in self.messages() if isinstance(one, Reply)]
+
+    def messages(self) -> list[Inbound]:
+        """Take everything that is there."""
         found = []
         while self._queue.qsize():
             message: Any = self._queue.get(block=False)
             message.ack()
-            found.append(codec.decode(message.body, tuple[list[Any], Reply, dict[str, Any]])[1])
+            headers = message.headers
+            body = message.body if isinstance(message.body, bytes) else message.body.encode()
+            found.append(codec.decode_inbound(headers["task"], headers["id"], body, headers))
         return found

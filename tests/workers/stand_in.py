@@ -16,7 +16,7 @@ from kombu.simple import SimpleQueue
 
 from shared import codec, names
 from shared.ids import Direction, command_id
-from shared.messages import Failed, Outcome, Rejected, Reply, Succeeded
+from shared.messages import Accepted, Failed, Outcome, Rejected, Reply, Succeeded
 from workers.sdk.command import StepCommand
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -29,9 +29,12 @@ def command(
     saga_id: str = "saga-1",
     step: str = "pay",
     attempt: int = 1,
+    token: str = "",
 ) -> StepCommand:
     """One attempt of a step."""
-    return StepCommand(saga_id=saga_id, step=step, direction=direction, attempt=attempt)
+    return StepCommand(
+        saga_id=saga_id, step=step, direction=direction, attempt=attempt, token=token
+    )
 
 
 def headers(of: StepCommand) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def headers(of: StepCommand) -> dict[str, Any]:
         names.SAGA_REPLY_TO: names.REPLIES_QUEUE,
         names.SAGA_DEADLINE: "2030-01-01T00:00:00+00:00",
         names.TRACEPARENT: TRACEPARENT,
+        **({names.SAGA_TOKEN: of.token} if of.token else {}),
     }
 
 
@@ -157,6 +161,8 @@ def summary(outcome: Outcome) -> str:
             return f"rejected {failure.kind}"
         case Failed(failure=failure):
             return f"failed {failure.kind}{'' if failure.retryable else ' for good'}"
+        case Accepted():
+            return "accepted"
 
 
 @contextmanager

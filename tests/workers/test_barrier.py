@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from shared.errors import ConfigurationError
-from shared.messages import Rejected, Succeeded
+from shared.messages import Accepted, Rejected, Succeeded
 from tests.waiting import wait_until
 from tests.workers.stand_in import command
 from workers.sdk.barrier import Barrier, Verdict, Work, saga_barrier
@@ -126,7 +126,7 @@ def test_compensation_of_a_success_runs_once_with_its_undo_data(barrier: Barrier
     """The undo data comes from the stored outcome; a second copy of the compensation does nothing."""
     given: list[Any] = []
 
-    def refund(connection: sa.Connection, undo: Any) -> Succeeded:
+    def refund(connection: sa.Connection, undo: Any) -> Succeeded | Accepted:
         given.append(undo)
         return booking("refund", "done")(connection, undo)
 
@@ -205,7 +205,7 @@ class Overlap:
     def first(self, then: Work) -> Work:
         """Work that waits in the middle."""
 
-        def work(connection: sa.Connection, undo: Any) -> Succeeded:
+        def work(connection: sa.Connection, undo: Any) -> Succeeded | Accepted:
             self.inside.set()
             assert self.go_on.wait(20)
             return then(connection, undo)

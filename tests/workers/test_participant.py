@@ -17,12 +17,13 @@ from shared.messages import (
     FAILURE_MESSAGE_CHARS_MAX,
     FAILURE_TRACEBACK_CHARS_MAX,
     Failed,
+    HeartbeatRequest,
     Rejected,
     Succeeded,
 )
 from tests.workers.eager import Eager
 from tests.workers.stand_in import TRACE_ID, command, summary
-from workers.sdk import Fail, Participant, Reject, StepContext, StepResult, runner
+from workers.sdk import Fail, Later, Participant, Reject, StepContext, StepResult, runner
 
 metadata = sa.MetaData()
 effects = sa.Table("effect", metadata, sa.Column("what", sa.String(100), nullable=False))
@@ -466,3 +467,50 @@ def test_reply_that_cannot_be_sent_fails_the_task_and_keeps_the_work(
     assert service.booked() == 1
     assert service.outcome(attempt=2) == "succeeded null"
     assert service.booked() == 1
+
+
+def test_work_that_goes_on_elsewhere_is_accepted_once(service: Service) -> None:
+    """The transaction commits, and a duplicate is answered without running again."""
+    runs: list[str] = []
+
+    def charge(context: StepContext) -> Later:
+        book(context)
+        runs.append(context.token)
+        return Later()
+
+    service.action(charge)
+    assert service.outcome(token="t-1") == "accepted"
+    assert service.outcome(token="t-1") == "accepted"
+    assert (runs, service.booked()) == (["t-1"], 1)
+
+
+def test_context_without_a_token_says_so(bare: Service) -> None:
+    """Of a saga that an older version started."""
+
+    def charge(context: StepContext) -> str:
+        return context.token
+
+    bare.action(charge)
+    assert bare.outcome() == "failed ConfigurationError"
+
+
+def test_heartbeats_are_sent_at_most_once_a_second(bare: Service) -> None:
+    """With the progress, before the reply; one that is too large is the step's mistake."""
+
+    def charge(context: StepContext) -> None:
+        context.heartbeat({"done": 1})
+        context.heartbeat({"done": 2})
+
+    def talk(context: StepContext) -> None:
+        context.heartbeat("x" * 5_000)
+
+    bare.action(charge)
+    bare.action(talk, "pay.talk")
+    of = command(step="charge")
+    told = bare.eager.told("pay.charge", of, {})
+    assert [type(one).__name__ for one in told] == ["HeartbeatRequest", "Reply"]
+    assert told[0] == HeartbeatRequest(
+        saga_id=of.saga_id, step="charge", direction="action", attempt=1, progress={"done": 1}
+    )
+    (reply,) = bare.eager.run("pay.talk", command(step="talk"), {})
+    assert summary(reply.outcome) == "failed PayloadTooLarge"

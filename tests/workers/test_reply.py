@@ -31,9 +31,11 @@ def by_kombu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     queues: list[str] = []
     publish = reply._publish
 
-    def noted(app: Celery, queue: str, headers: dict[str, object], body: bytes) -> None:
+    def noted(
+        app: Celery, queue: str, headers: dict[str, object], body: bytes, *, patient: bool
+    ) -> None:
         queues.append(queue)
-        publish(app, queue, headers, body)
+        publish(app, queue, headers, body, patient=patient)
 
     monkeypatch.setattr(reply, "_publish", noted)
     return queues

@@ -6,7 +6,7 @@ unmodified tasks of an existing Celery app into steps.
 
 from workers.sdk.context import StepContext
 from workers.sdk.install import install
-from workers.sdk.outcome import Fail, Reject, StepResult
+from workers.sdk.outcome import Fail, Later, Reject, StepResult
 from workers.sdk.participant import Participant
 
-__all__ = ["Fail", "Participant", "Reject", "StepContext", "StepResult", "install"]
+__all__ = ["Fail", "Later", "Participant", "Reject", "StepContext", "StepResult", "install"]

@@ -36,7 +36,7 @@ from shared import codec
 from shared.clock import utc_now
 from shared.errors import ConfigurationError
 from shared.ids import Direction
-from shared.messages import Rejected, Succeeded
+from shared.messages import Accepted, Rejected, Succeeded
 from workers.sdk.command import StepCommand
 from workers.sdk.outcome import Fail, Reject, failure, failure_of
 
@@ -52,9 +52,10 @@ class Tombstone(msgspec.Struct, frozen=True, tag="tombstone"):
     """Stands in an action's row when its compensation came first."""
 
 
-_Stored = Succeeded | Rejected | Tombstone
+Settled = Succeeded | Rejected | Accepted
+_Stored = Settled | Tombstone
 
-Known = TypeVar("Known", Succeeded, Rejected, Succeeded | Rejected)
+Known = TypeVar("Known", Succeeded, Rejected, Succeeded | Accepted, Settled)
 
 metadata = sa.MetaData()
 
@@ -79,11 +80,11 @@ class Verdict(NamedTuple):
         note: ``duplicate`` or ``nothing_to_undo`` where the function was not called.
     """
 
-    outcome: Succeeded | Rejected
+    outcome: Settled
     note: str = ""
 
 
-Work = Callable[[sa.Connection, Any], Succeeded]
+Work = Callable[[sa.Connection, Any], Succeeded | Accepted]
 """Does the step in the transaction; gets the stored undo data, None for an action."""
 
 
@@ -154,7 +155,7 @@ class Barrier:
                     raise _unfinished(command)
                 case known:
                     return Verdict(known, "duplicate")
-        outcome: Succeeded | Rejected
+        outcome: Settled
         savepoint = connection.begin_nested()
         try:
             outcome = work(connection, None)
@@ -170,7 +171,7 @@ class Barrier:
     ) -> Verdict:
         if not self._claim(connection, command, "compensation"):
             known = _stored(connection, command, "compensation")
-            if not isinstance(known, Succeeded):
+            if not isinstance(known, Succeeded | Accepted):
                 raise _unfinished(command)
             return Verdict(known, "duplicate")
         undo = None
@@ -181,8 +182,9 @@ class Barrier:
                 return Verdict(_store(connection, command, Succeeded()), "nothing_to_undo")
             case Succeeded(undo=undo):
                 pass
-            case None:
-                # The function committed by itself and was then interrupted: it may have happened.
+            case None | Accepted():
+                # The function committed by itself and was then interrupted, or its work went on
+                # elsewhere: it may have happened.
                 pass
         outcome = work(connection, undo)
         return Verdict(_store(connection, command, outcome))

@@ -20,6 +20,7 @@ class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         reply_to: Queue of the orchestrator.
         deadline_at: When the orchestrator stops waiting for the reply.
+        token: With it the attempt can be completed from elsewhere.
     """
 
     saga_id: _Text = field(name=names.SAGA_ID)
@@ -30,6 +31,7 @@ class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: _Text = field(name=names.SAGA_REPLY_TO, default=names.REPLIES_QUEUE)
     deadline_at: datetime | None = field(name=names.SAGA_DEADLINE, default=None)
     traceparent: str | None = field(name=names.TRACEPARENT, default=None)
+    token: str = field(name=names.SAGA_TOKEN, default="")
 
     @property
     def idempotency_key(self) -> str:

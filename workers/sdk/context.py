@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -9,6 +10,7 @@ import structlog
 from shared.errors import ConfigurationError
 from shared.ids import Direction, idempotency_key
 from shared.telemetry.propagation import parse_traceparent
+from workers.sdk.heartbeat import Pulse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class StepContext:
     deadline_at: datetime | None = None
     traceparent: str | None = None
     _connection: sa.Connection | None = field(default=None, repr=False)
+    _token: str = field(default="", repr=False)
+    _pulse: Pulse | None = field(default=None, repr=False)
 
     @property
     def connection(self) -> sa.Connection:
@@ -58,6 +62,40 @@ class StepContext:
     def with_connection(self, connection: sa.Connection) -> "StepContext":
         """The same context, in a transaction."""
         return replace(self, _connection=connection)
+
+    @property
+    def token(self) -> str:
+        """With it this attempt is completed from elsewhere, after the function returned `Later`.
+
+        Whoever has it can end the attempt: hand it to the system that does the work, and to no
+        other.
+
+        Raises:
+            ConfigurationError: Nobody waits for the attempt, or the saga was started by a version
+                that made no tokens.
+        """
+        if not self._token:
+            raise ConfigurationError(
+                f"Task {self.task!r} has no token: it cannot be completed from elsewhere.",
+                hint="Call it as a step of a saga that was started by this version or a later one.",
+            )
+        return self._token
+
+    def heartbeat(self, progress: Any = None) -> None:
+        """Say that this attempt is alive: its time-out begins anew.
+
+        Call it as often as you like: at most one a second is sent. A broker that is away costs
+        heartbeats, not the step.
+
+        Args:
+            progress: How far it is, for people: anything of at most 4,096 bytes as JSON.
+
+        Raises:
+            PayloadTooLarge: `progress` is larger.
+            DecodeError: It is not JSON.
+        """
+        if self._pulse is not None:
+            self._pulse.beat(progress)
 
     @property
     def idempotency_key(self) -> str:

@@ -68,6 +68,14 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     undo: Any = msgspec.UNSET
 
 
+class Later(msgspec.Struct, frozen=True):
+    """What a step function returns when its work goes on elsewhere.
+
+    The step stays in flight until somebody completes it with `StepContext.token`, or its
+    `completes_within` is over. What the function did through the context's connection is committed.
+    """
+
+
 def succeeded_with(result: Any) -> Succeeded:
     """What a function returned, as the outcome of its step."""
     if not isinstance(result, StepResult):

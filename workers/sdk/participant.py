@@ -10,12 +10,13 @@ from celery import Celery, Task
 from shared import faults
 from shared.errors import ConfigurationError
 from shared.ids import Direction
-from shared.messages import Rejected, Succeeded
+from shared.messages import Accepted, Rejected, Succeeded
 from shared.names import UNDO_ARGUMENT
 from workers.sdk.arguments import Arguments
 from workers.sdk.barrier import Barrier, Verdict
 from workers.sdk.command import StepCommand, is_command
 from workers.sdk.context import StepContext
+from workers.sdk.heartbeat import Pulse
 from workers.sdk.install import prepare
 from workers.sdk.outcome import Reject, failure_of
 from workers.sdk.request import STRATEGY
@@ -170,7 +171,7 @@ class _Step:
     def _perform(
         self, task: Task[Any, Any], command: StepCommand, payload: Mapping[str, Any]
     ) -> tuple[Verdict, Any]:
-        def work(connection: sa.Connection | None, stored_undo: Any) -> Succeeded:
+        def work(connection: sa.Connection | None, stored_undo: Any) -> Succeeded | Accepted:
             if command.direction != self._direction:
                 raise Reject(
                     DIRECTION_MISMATCH,
@@ -188,6 +189,8 @@ class _Step:
                 deadline_at=command.deadline_at,
                 traceparent=command.traceparent,
                 _connection=connection,
+                _token=command.token,
+                _pulse=Pulse(task.app, command),
             )
             return self._call(context, _with_undo(payload, command.direction, stored_undo))
 
@@ -201,8 +204,7 @@ class _Step:
                 verdict = Verdict(work(None, None))
             except Reject as rejection:
                 verdict = Verdict(Rejected(failure=failure_of(rejection)))
-        outcome = verdict.outcome
-        return verdict, outcome.output if isinstance(outcome, Succeeded) else None
+        return verdict, _output(verdict.outcome)
 
     def _plainly(self, task: Task[Any, Any], payload: Mapping[str, Any]) -> Any:
         """A call from outside of any saga: no barrier, no reply, only the function."""
@@ -217,15 +219,19 @@ class _Step:
         )
         barrier = self._participant.barrier
         if barrier is None:
-            return self._call(context, payload).output
+            return _output(self._call(context, payload))
         with barrier.transaction() as connection:
-            return self._call(context.with_connection(connection), payload).output
+            return _output(self._call(context.with_connection(connection), payload))
 
-    def _call(self, context: StepContext, payload: Mapping[str, Any]) -> Succeeded:
+    def _call(self, context: StepContext, payload: Mapping[str, Any]) -> Succeeded | Accepted:
         arguments = self._arguments.select(payload)
         result = self._function(context, **arguments)
         faults.reach(faults.IN_ACTION, self._name)
         return encoded(result)
+
+
+def _output(outcome: Succeeded | Rejected | Accepted) -> Any:
+    return outcome.output if isinstance(outcome, Succeeded) else None
 
 
 def _with_undo(payload: Mapping[str, Any], direction: Direction, stored: Any) -> Mapping[str, Any]:

@@ -18,12 +18,12 @@ from kombu import Connection, Exchange, Queue
 
 from shared import names
 from shared.broker_transport import BROKER_ERRORS, confirm_on_rabbitmq, transport_for
-from shared.codec import task_body
+from shared.codec import INBOUND_TASKS, task_body
 from shared.envelope import CONTENT_ENCODING, CONTENT_TYPE, PERSISTENT, envelope
 from shared.envelope import headers as task_headers
 from shared.ids import command_id
 from shared.kombu_redis import Channel as RedisChannel
-from shared.messages import Execution, Outcome, Reply
+from shared.messages import Execution, HeartbeatRequest, Outcome, Reply
 from workers.sdk.command import StepCommand
 
 _RETRY: Final = {
@@ -54,10 +54,31 @@ def send_reply(
         outcome=outcome,
         execution=execution,
     )
-    body = task_body(reply)
-    headers = _headers(command)
+    send(app, command, reply)
+
+
+def send(
+    app: Celery[Any],
+    command: StepCommand,
+    message: Reply | HeartbeatRequest,
+    *,
+    patient: bool = True,
+) -> None:
+    """Tell the orchestrator something about an attempt; when this returns the broker has it.
+
+    Args:
+        app: The service's Celery app.
+        command: The attempt.
+        message: What is told.
+        patient: Try for some seconds while the broker is away.
+
+    Raises:
+        kombu.exceptions.OperationalError: The broker was away for too long.
+    """
+    body = task_body(message)
+    headers = _headers(command, INBOUND_TASKS[type(message)])
     if not _direct(app).sent(command.reply_to, headers, body):
-        _publish(app, command.reply_to, headers, body)
+        _publish(app, command.reply_to, headers, body, patient=patient)
 
 
 class _Direct:
@@ -120,7 +141,9 @@ def _direct(app: Celery[Any]) -> _Direct:
     return _directs.setdefault(app, _Direct(app)) if found is None else found
 
 
-def _publish(app: Celery[Any], queue: str, headers: dict[str, Any], body: bytes) -> None:
+def _publish(
+    app: Celery[Any], queue: str, headers: dict[str, Any], body: bytes, *, patient: bool
+) -> None:
     """Publish by kombu, which tries again while the broker is away."""
     confirm_on_rabbitmq(app)
     with app.producer_pool.acquire(block=True) as producer:
@@ -134,16 +157,17 @@ def _publish(app: Celery[Any], queue: str, headers: dict[str, Any], body: bytes)
             delivery_mode=PERSISTENT,
             # RabbitMQ drops what goes to a queue that does not exist: no orchestrator may have run.
             declare=[_queue(queue)],
-            retry=True,
+            retry=patient,
             retry_policy=_RETRY,
             correlation_id=headers["id"],
         )
 
 
-def _headers(command: StepCommand) -> dict[str, Any]:
+def _headers(command: StepCommand, task: str) -> dict[str, Any]:
     """The headers of Celery's protocol 2, which any Celery tool can read, and the saga's."""
+    task_id = f"{_id_of(command)}:{task.rpartition('.')[2]}"
     headers: dict[str, Any] = {
-        **task_headers(task=names.REPLY_TASK, task_id=_id_of(command), origin=anon_nodename()),
+        **task_headers(task=task, task_id=task_id, origin=anon_nodename()),
         names.SAGA_ID: command.saga_id,
         names.SAGA_NAME: command.saga_name,
         names.SAGA_STEP: command.step,
@@ -156,8 +180,7 @@ def _headers(command: StepCommand) -> dict[str, Any]:
 
 
 def _id_of(command: StepCommand) -> str:
-    sent = command_id(command.saga_id, command.step, command.direction, command.attempt)
-    return f"{sent}:reply"
+    return command_id(command.saga_id, command.step, command.direction, command.attempt)
 
 
 def _queue(name: str) -> Queue:

@@ -18,14 +18,14 @@ from celery.exceptions import Reject as MessageReject
 from shared import codec, faults
 from shared.clock import utc_now
 from shared.errors import DecodeError, PayloadTooLarge
-from shared.messages import Execution, Failed, Failure, Outcome, Rejected, Succeeded
+from shared.messages import Accepted, Execution, Failed, Failure, Outcome, Rejected, Succeeded
 from shared.settings import settings
 from shared.telemetry import current, logs
 from shared.telemetry import names as vocabulary
 from shared.telemetry.metrics.catalog import PARTICIPANT_DURATION
 from workers.sdk.barrier import Verdict
 from workers.sdk.command import StepCommand, command_of
-from workers.sdk.outcome import Fail, Reject, failure, failure_of, succeeded_with
+from workers.sdk.outcome import Fail, Later, Reject, failure, failure_of, succeeded_with
 from workers.sdk.reply import send_reply
 
 RESULT_NOT_JSON: Final = "ResultNotJson"
@@ -121,12 +121,14 @@ def run_step(
         return result
 
 
-def encoded(result: Any) -> Succeeded:
+def encoded(result: Any) -> Succeeded | Accepted:
     """What a function returned, as plain JSON values.
 
     Raises:
         Fail: It is not JSON, or too large; another attempt will not help.
     """
+    if isinstance(result, Later):
+        return Accepted()
     outcome = succeeded_with(result)
     limit = settings().payload_bytes_max
     try:
@@ -165,6 +167,9 @@ def _say(outcome: Outcome, note: str) -> None:
         case Failed(failure=why):
             current.set_attributes({vocabulary.SAGA_OUTCOME: "failed"})
             _log.warning("step.failed", **_fields(why))
+        case Accepted():
+            current.set_attributes({vocabulary.SAGA_OUTCOME: "accepted"})
+            _log.info("step.accepted")
 
 
 def _fields(why: Failure) -> dict[str, Any]:
