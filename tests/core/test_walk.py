@@ -40,11 +40,11 @@ def every_saga(size: int, *, same_retry: bool) -> Iterator[Definition]:
         free = size if pivot is None else pivot
         for undos in product(({}, NOTHING), repeat=free):
             for pivots_undo in ({}, NOTHING, NONE) if pivot is not None else ({},):
-                seen = set()
+                seen = []
                 for retry in retries:
                     chosen = retry[: free + (pivot is not None)]
                     if chosen not in seen:
-                        seen.add(chosen)
+                        seen.append(chosen)
                         yield _linear(size, pivot, (*undos, pivots_undo), chosen)
 
 
