@@ -13,9 +13,7 @@ import msgspec
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
-from orchestrator.core.machine import why_not
 from orchestrator.core.messages import (
-    Cancel,
     CompensateNow,
     Operator,
     Pause,
@@ -34,12 +32,10 @@ from shared import codec
 from shared.clock import monotonic, pause
 from shared.errors import InputError, NotAllowed, UnknownSaga
 from shared.messages import (
-    CancelRequest,
     Ended,
     Failed,
     Failure,
     Rejected,
-    Reply,
     StartRequest,
     Succeeded,
     Undecodable,
@@ -409,27 +405,19 @@ class Client:
             case Undecodable(reason=reason):
                 raise NotAllowed(f"Dead letter {number} still cannot be read: {reason}")
             case _:
-                self._reconsider(number, letter, message)
+                delivery = Delivery(message=message, task=letter.task, body=letter.body)
+                self._reconsider(number, delivery)
         self._engine.settle()
         self._store.drop_dead_letters([number])
         return letter
 
-    def _reconsider(self, number: int, letter: DeadLetter, message: Reply | CancelRequest) -> None:
-        row = self._store.load([message.saga_id]).get(message.saga_id)
-        refused = f"There is no saga {message.saga_id!r}."
-        if row is not None:
-            asked: Reply | Cancel = (
-                Cancel(reason=message.reason, by=message.by)
-                if isinstance(message, CancelRequest)
-                else message
-            )
-            refused = why_not(self._engine.definition_of(row), row.state, asked)
-        if refused:
+    def _reconsider(self, number: int, delivery: Delivery) -> None:
+        if refused := self._engine.refusal(delivery):
             raise NotAllowed(
                 f"Dead letter {number} still cannot be acted on. {refused}",
-                saga_id=message.saga_id,
+                saga_id=getattr(delivery.message, "saga_id", None),
             )
-        self._engine.handle([Delivery(message=message, task=letter.task, body=letter.body)])
+        self._engine.handle([delivery])
 
     def drop_dead_letters(self, numbers: Collection[int]) -> int:
         """Delete dead letters for good; returns how many there were."""

@@ -81,6 +81,10 @@ _IN_WORDS: Final[dict[type[Operator], str]] = {
 log = structlog.get_logger(__name__)
 
 
+_ForASaga = Reply | CancelRequest | SignalRequest | CompleteRequest | HeartbeatRequest
+"""Messages for a saga that exists."""
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A message for a saga.
 
@@ -291,26 +295,29 @@ class Engine:
         letters: list[DeadLetter] = []
         for delivery in deliveries:
             match delivery.message:
-                case Reply() as reply:
-                    message: Message = self._checked(reply, delivery)
-                    work.append(Asked(saga_id=reply.saga_id, message=message, delivery=delivery))
-                case CancelRequest(saga_id=saga_id, reason=reason, by=by):
-                    message = Cancel(reason=reason, by=by)
-                    work.append(Asked(saga_id=saga_id, message=message, delivery=delivery))
-                case SignalRequest() | CompleteRequest() | HeartbeatRequest() as request:
-                    try:
-                        saga_id, message = self._told(request, delivery)
-                    except SagaError as error:
-                        letters.append(self._letter(str(error), delivery))
-                    else:
-                        work.append(Asked(saga_id=saga_id, message=message, delivery=delivery))
                 case StartRequest() as request:
                     letters += self._start_or_letter(request, delivery)
                 case Undecodable(reason=reason):
                     letters.append(self._letter(reason, delivery))
-                case _:
-                    assert_never(delivery.message)
+                case request:
+                    try:
+                        work.append(self._told(request, delivery))
+                    except SagaError as error:
+                        letters.append(self._letter(str(error), delivery))
         self._advance(work, letters)
+
+    def refusal(self, delivery: Delivery) -> str:
+        """Why a message for a saga cannot be acted on now; empty when it can."""
+        if isinstance(delivery.message, StartRequest | Undecodable):
+            return "It is for no saga."
+        try:
+            asked = self._told(delivery.message, delivery)
+        except SagaError as error:
+            return str(error)
+        row = self.store.load([asked.saga_id]).get(asked.saga_id)
+        if row is None:
+            return f"There is no saga {asked.saga_id!r}."
+        return why_not(self.definition_of(row), row.state, asked.message)
 
     def tick(self, limit: int) -> int:
         """Wake the sagas whose timers are due; returns how many there were, `limit` at most."""
@@ -509,28 +516,31 @@ class Engine:
             return [self._letter(str(error), delivery)]
         return []
 
-    def _told(
-        self, request: SignalRequest | CompleteRequest | HeartbeatRequest, delivery: Delivery
-    ) -> tuple[str, Message]:
+    def _told(self, request: _ForASaga, delivery: Delivery) -> Asked:
         """Which saga is told what.
 
         Raises:
             SagaError: It cannot be acted on.
         """
+        message: Message
         match request:
+            case Reply(saga_id=saga_id) as reply:
+                message = self._checked(reply, delivery)
+            case CancelRequest(saga_id=saga_id, reason=reason, by=by):
+                message = Cancel(reason=reason, by=by)
             case SignalRequest(saga_id=saga_id, name=name, data=data, by=by):
                 codec.check_size(data, self._payload_bytes_max, "The data of the signal")
-                return saga_id, Signal(name=name, data=data, by=by)
+                message = Signal(name=name, data=data, by=by)
             case CompleteRequest(token=token, outcome=outcome):
                 told = _completion(token, outcome)
                 reply = self._checked(told.reply, delivery)
-                return reply.saga_id, Complete(reply=reply, proof=told.proof)
-            case HeartbeatRequest():
+                saga_id, message = reply.saga_id, Complete(reply=reply, proof=told.proof)
+            case HeartbeatRequest(saga_id=saga_id):
                 # The sign of life counts all the same.
                 large = 4 * len(delivery.body) > PROGRESS_BYTES_MAX and (
                     len(codec.encode(request.progress)) > PROGRESS_BYTES_MAX
                 )
-                return request.saga_id, Heartbeat(
+                message = Heartbeat(
                     step=request.step,
                     direction=request.direction,
                     attempt=request.attempt,
@@ -538,6 +548,7 @@ class Engine:
                 )
             case _:
                 assert_never(request)
+        return Asked(saga_id=saga_id, message=message, delivery=delivery)
 
     def _checked(self, reply: Reply, delivery: Delivery) -> Reply:
         """A reply whose output is over the limit counts as a failure: it cannot be passed on.
