@@ -305,10 +305,12 @@ class Participant(Process):
     def _work(self, command: Command, undo: Any) -> Outcome:
         world, chaos = self.world, self.world.chaos
         world.io(command.task)
+        chaos.subject = command.saga_id
         force = chaos.draw("slow")
         if force is not None:
             world.note(f"{command.id} takes {force * SLOW_MAX_S:.1f} s")
             world.scheduler.sleep(force * SLOW_MAX_S)
+            chaos.subject = command.saga_id
         if command.direction == "action" and chaos.strikes("reject"):
             return Rejected(failure=_REFUSAL)
         if chaos.strikes("fail"):

@@ -4,7 +4,7 @@ Every place that a fault can strike asks `Chaos.draw`. A run that failed can be 
 part of its faults only; that is how the shortest trace is found (`shrink`).
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from random import Random
 from typing import Final, NamedTuple
@@ -42,9 +42,17 @@ MOODS: Final = (0.0, 0.3, 1.0, 1.0, 3.0)
 
 
 class Fault(NamedTuple):
-    """A fault that fired: its kind, the how-manieth question of that kind, and how hard (0 to 1)."""
+    """A fault that fired.
+
+    Attributes:
+        kind: One of `CHANCES`.
+        subject: What it struck: a saga, or a process.
+        number: The how-manieth time that this was asked of this subject.
+        force: How hard, from 0 to 1: how long a delay is, for example.
+    """
 
     kind: str
+    subject: str
     number: int
     force: float
 
@@ -52,11 +60,16 @@ class Fault(NamedTuple):
 class Chaos:
     """The faults of one run.
 
+    A fault is known by its subject and not by its place in the run, so that most of them still
+    strike at the same place when others are left out.
+
     Args:
         seed: Of the run.
         only: Just these fire, and no others; by default the seed decides.
 
     Attributes:
+        subject: What is at stake just now.
+        calm: Nothing fires any more.
         fired: What has fired.
     """
 
@@ -64,57 +77,64 @@ class Chaos:
         random = Random(f"{seed}:faults")
         # Some kinds never, others thrice as often: a run that has all of it gets nowhere.
         self._chances = {kind: p * random.choice(MOODS) for kind, p in CHANCES.items()}
-        self._random = random.random
-        self._asked: Counter[str] = Counter()
-        self._only = None if only is None else {(f.kind, f.number): f.force for f in only}
-        self._calls = 0
-        self._at_calls = (
-            None if only is None else {f.number: f for f in only if f.kind in AT_CALLS}
-        )
         self._call_chance = sum(self._chances[kind] for kind in AT_CALLS)
+        self._random = random.random
+        self._asked: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._only: dict[tuple[str, str, int], Fault] | None = None
+        if only is not None:
+            self._only = {(_question(one.kind), one.subject, one.number): one for one in only}
+        self.subject = ""
         self.calm = False
         self.fired: list[Fault] = []
-
-    def at_call(self) -> Fault | None:
-        """What happens before a call: a crash, a pause or a stall, or nothing.
-
-        One draw for all three, since it is made so often.
-        """
-        if self.calm:
-            return None
-        self._calls += 1
-        if self._at_calls is not None:
-            fault = self._at_calls.get(self._calls)
-        else:
-            drawn, fault = self._random(), None
-            if drawn < self._call_chance:
-                fault = self._chosen(drawn)
-        if fault is not None:
-            self.fired.append(fault)
-        return fault
-
-    def _chosen(self, drawn: float) -> Fault | None:
-        for kind in AT_CALLS:
-            chance = self._chances[kind]
-            if drawn < chance:
-                return Fault(kind, self._calls, drawn / chance)
-            drawn -= chance
-        return None
 
     def draw(self, kind: str) -> float | None:
         """How hard a fault of this kind strikes now, from 0 to 1; None when it does not."""
         if self.calm:
             return None
-        number = self._asked[kind] = self._asked[kind] + 1
+        asked = (kind, self.subject)
+        number = self._asked[asked] = self._asked[asked] + 1
         if self._only is not None:
-            force = self._only.get((kind, number))
+            fault = self._only.get((*asked, number))
         else:
             drawn, chance = self._random(), self._chances[kind]
-            force = drawn / chance if drawn < chance else None
-        if force is not None:
-            self.fired.append(Fault(kind, number, force))
-        return force
+            fault = Fault(*asked, number, drawn / chance) if drawn < chance else None
+        if fault is None:
+            return None
+        self.fired.append(fault)
+        return fault.force
 
     def strikes(self, kind: str) -> bool:
         """Whether a fault of this kind strikes now."""
         return self.draw(kind) is not None
+
+    def at_call(self, process: str) -> Fault | None:
+        """What happens before a call of a process: it dies, pauses or stalls, or nothing.
+
+        One draw for all three, since it is made so often.
+        """
+        if self.calm:
+            return None
+        asked = ("call", process)
+        number = self._asked[asked] = self._asked[asked] + 1
+        if self._only is not None:
+            fault = self._only.get((*asked, number))
+        else:
+            drawn = self._random()
+            if drawn >= self._call_chance:
+                return None
+            fault = self._chosen(process, number, drawn)
+        if fault is not None:
+            self.fired.append(fault)
+        return fault
+
+    def _chosen(self, process: str, number: int, drawn: float) -> Fault | None:
+        for kind in AT_CALLS:
+            chance = self._chances[kind]
+            if drawn < chance:
+                return Fault(kind, process, number, drawn / chance)
+            drawn -= chance
+        return None
+
+
+def _question(kind: str) -> str:
+    return "call" if kind in AT_CALLS else kind

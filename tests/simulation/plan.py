@@ -7,7 +7,8 @@ from orchestrator.core.definition import Saga
 from tests.simulation.chaos import Chaos
 from tests.simulation.definitions import choose
 
-SAGAS_MAX = 8
+SAGAS_MAX = 24
+DEFINITIONS_MAX = 4
 STARTS_WITHIN_S = 3.0
 CALM_AFTER_S = (6.0, 12.0, 25.0)
 
@@ -44,18 +45,20 @@ def make_plan(seed: int, chaos: Chaos) -> Plan:
     random = Random(f"{seed}:plan")
     starts: list[Start] = []
     cancels: list[Cancel] = []
+    sagas = [choose(random) for _ in range(random.randint(1, DEFINITIONS_MAX))]
     for number in range(random.randint(1, SAGAS_MAX)):
         by = random.choice(("client-1", "client-2", "message"))
         key = f"key-{number}" if random.random() < 0.5 else None
         start = Start(
             number,
             random.uniform(0, STARTS_WITHIN_S),
-            choose(random),
+            random.choice(sagas),
             by,  # type: ignore[arg-type]  # one of the literals above
             key,
             random.random() < 0.5,
         )
         starts.append(start)
+        chaos.subject = f"saga-{number}"
         if key and chaos.strikes("start twice"):
             other = "client-2" if by == "client-1" else "client-1"
             starts.append(start._replace(by=other))  # type: ignore[arg-type]  # likewise

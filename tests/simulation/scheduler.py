@@ -7,6 +7,7 @@ run, or can it be killed: whatever is not durable by then is lost with it.
 
 import heapq
 from collections.abc import Callable
+from typing import Any
 
 import greenlet
 
@@ -31,7 +32,7 @@ class Actor:
     """
 
     def __init__(
-        self, name: str, body: Callable[[], None], hub: greenlet.greenlet, owner: object
+        self, name: str, body: Callable[[], None], hub: greenlet.greenlet, owner: Any
     ) -> None:
         self.name = name
         self.owner = owner
@@ -73,7 +74,7 @@ class Scheduler:
         self._steps = 0
 
     def spawn(
-        self, name: str, body: Callable[[], None], *, owner: object, after: float = 0.0
+        self, name: str, body: Callable[[], None], *, owner: Any, after: float = 0.0
     ) -> Actor:
         """Let something run, from some seconds on."""
         actor = Actor(name, body, self._hub, owner)
@@ -130,7 +131,8 @@ class Scheduler:
         if self._steps > STEPS_MAX:
             raise Endless(f"it goes on after {STEPS_MAX} steps, at {self.now:.1f} s")
         at, _, what, ticket = heapq.heappop(self._entries)
-        self.now = max(self.now, at)
+        if at > self.now:
+            self.now = at
         if not isinstance(what, Actor):
             what()
         elif ticket == what.ticket and not what.ended:

@@ -74,30 +74,25 @@ class World:
         self.record = record
         self.trace: list[str] = []
 
-    @property
-    def process(self) -> "Process | None":
-        """The process that runs."""
-        actor = self.scheduler.current
-        owner = actor.owner if actor else None
-        return owner if isinstance(owner, Process) else None
-
     def io(self, call: str) -> None:
         """A process is about to make a call: here it can die, or lose its turn."""
-        if self.scheduler.current is None:
+        actor = self.scheduler.current
+        if actor is None or self.chaos.calm:
             return
-        fault = self.chaos.at_call()
+        process: Process = actor.owner
+        self.chaos.subject = process.name
+        fault = self.chaos.at_call(process.name)
         if fault is None:
             return
         if fault.kind == "crash":
             self.note(f"dies before: {call}")
-            process = self.process
-            assert process is not None
             process.crash()
         elif fault.kind == "pause":
             self.scheduler.sleep(fault.force * PAUSE_MAX_S)
         else:
             self.note(f"stalls for {fault.force * STALL_MAX_S:.1f} s before: {call}")
             self.scheduler.sleep(fault.force * STALL_MAX_S)
+        self.chaos.subject = process.name
 
     def reconsider(self) -> None:
         """The store has changed: who waits may have to look earlier."""
@@ -106,6 +101,7 @@ class World:
 
     def send(self, message: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
         """Send a message to the orchestrators; a success that is not lost has to be known."""
+        self.chaos.subject = getattr(message, "saga_id", None) or task_id
         lost = self.broker.faults_fired["lose"]
         self.broker.send(message, task_id)
         arrived = self.broker.faults_fired["lose"] == lost
@@ -183,6 +179,7 @@ class SimulatedStore(MemoryStore):
         self.moving: set[str] = set()
         """Ids of sagas that neither have ended nor are stuck."""
         self.conflicts = 0
+        self._next_due: float | None = None
 
     @override
     def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
@@ -212,11 +209,13 @@ class SimulatedStore(MemoryStore):
     @override
     def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
         self._reads("claim unpublished")
+        self._next_due = None
         return super().claim_unpublished(before, now, limit)
 
     @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
         self._reads("claim untraced")
+        self._next_due = None
         return super().claim_untraced(now, until, limit)
 
     @override
@@ -236,6 +235,7 @@ class SimulatedStore(MemoryStore):
         conflicts = super().commit(
             changes, published=published, dead_letters=dead_letters, traced=traced
         )
+        self._next_due = None
         for change in changes:
             if change.row.saga_id in conflicts:
                 self.conflicts += 1
@@ -256,6 +256,11 @@ class SimulatedStore(MemoryStore):
 
     def next_due(self) -> float:
         """When, in seconds since the beginning, something in here is due."""
+        if self._next_due is None:
+            self._next_due = self._look_when_due()
+        return self._next_due
+
+    def _look_when_due(self) -> float:
         times = [saga.row.wake_at for saga in self._sagas.values() if saga.row.wake_at]
         times += [saga.row.trace_due_at for saga in self._sagas.values() if saga.row.trace_due_at]
         times += [item.handed_out_at + REPUBLISH_AFTER for item in self._outbox.values()]
@@ -298,7 +303,9 @@ class SimulatedTransport(MemoryTransport):
         world = self._world
         world.io("publish")
         for command in commands:
-            world.note(f"sends {command.id}")
+            world.chaos.subject = command.saga_id
+            if world.record:
+                world.note(f"sends {command.id}")
             world.sent.append(command)
             if command.id not in world.store.sent:
                 world.problems.append(f"{command.id} is published and not committed")
@@ -375,6 +382,7 @@ class SimulatedOutlet:
         batch = [record for record in records if record.sampled]
         if not batch:
             return
+        self._process.world.chaos.subject = self._process.name
         if self._process.world.chaos.strikes("lost export"):
             self._process.world.note(f"loses the span {batch[-1].name} {_status(batch)}")
             return
