@@ -347,7 +347,11 @@ class Engine:
         saga_ids = self.store.claim_untraced(now, now + TRACE_RETRY, limit)
         rows = self.store.load(saga_ids)
         self._trace(list(rows.values()))
-        given_up = [one for one, row in rows.items() if self._tracing.gives_up(row, now)]
+        given_up = {
+            one: row.trace_due_at
+            for one, row in rows.items()
+            if row.trace_due_at and self._tracing.gives_up(row, now)
+        }
         if given_up:
             self.store.commit((), traced=given_up)
         return len(saga_ids)

@@ -4,9 +4,10 @@ Every adapter passes the same contract suite (`tests/contracts/`). All times are
 datetimes and are passed in: an adapter reads no clock of its own.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -14,6 +15,8 @@ from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.state import SagaState, Status
 from shared.messages import Command, Inbound
+
+NOTHING_TRACED: Final[Mapping[str, datetime]] = MappingProxyType({})
 
 
 class SagaRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +153,7 @@ class Store(Protocol):
         *,
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
-        traced: Collection[str] = (),
+        traced: Mapping[str, datetime] = NOTHING_TRACED,
     ) -> frozenset[str]:
         """Commit all of it in one transaction, but for the sagas that someone else has changed.
 
@@ -158,7 +161,8 @@ class Store(Protocol):
             changes: At most one for each saga.
             published: Ids of outbox rows that are deleted: they have reached the broker.
             dead_letters: Are kept.
-            traced: Ids of sagas whose `trace_due_at` is cleared: their spans were exported.
+            traced: Sagas whose spans have arrived, each with the `trace_due_at` that it had when
+                they were exported. It is cleared, unless another export is due by now.
 
         Returns:
             Ids of sagas of which *nothing* was committed: their sequence was not the expected

@@ -7,7 +7,7 @@ confirmed, the store remembers that they are due.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
@@ -59,8 +59,8 @@ class SagaTracing:
         self._outlet = outlet
         self._clock = clock
         self._sent: OrderedDict[str, Sent] = OrderedDict()
-        self._awaited: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._exported: set[str] = set()
+        self._awaited: OrderedDict[tuple[str, str, datetime], tuple[str, datetime]] = OrderedDict()
+        self._exported: dict[str, datetime] = {}
         self._lock = threading.Lock()
         self.close = outlet.on_exported(self._arrived)
 
@@ -116,16 +116,22 @@ class SagaTracing:
         spans = project(definition, row.state, history, system=self._system, sent=self._sent)
         trace = row.state.trace
         with self._lock:
-            self._awaited[trace.trace_id, trace.root_span_id] = row.saga_id
+            if row.trace_due_at is not None:
+                exported = (row.saga_id, row.trace_due_at)
+                self._awaited[trace.trace_id, trace.root_span_id, spans[0].end] = exported
             while len(self._awaited) > SENT_MAX:
                 self._awaited.popitem(last=False)
         # The root goes last: when it has arrived, so have the others.
         self._outlet.emit([*spans[1:], spans[0]])
 
-    def take_exported(self) -> Collection[str]:
-        """Ids of sagas whose spans have arrived since the last call."""
+    def take_exported(self) -> Mapping[str, datetime]:
+        """Sagas whose spans have arrived since the last call, each with when they were due.
+
+        A saga may have got stuck and gone on since: that older spans have arrived says nothing of
+        the newer ones.
+        """
         with self._lock:
-            exported, self._exported = self._exported, set()
+            exported, self._exported = self._exported, {}
             return exported
 
     def gives_up(self, row: SagaRow, now: datetime) -> bool:
@@ -135,6 +141,7 @@ class SagaTracing:
     def _arrived(self, spans: Sequence[ExportedSpan]) -> None:
         with self._lock:
             for span in spans:
-                saga_id = self._awaited.pop((span.trace_id, span.span_id), None)
-                if saga_id is not None:
-                    self._exported.add(saga_id)
+                exported = self._awaited.pop((span.trace_id, span.span_id, span.end), None)
+                if exported is not None:
+                    saga_id, due_at = exported
+                    self._exported[saga_id] = due_at

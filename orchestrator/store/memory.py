@@ -1,7 +1,7 @@
 """The store in memory: the reference for the others, and fast enough to simulate with."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from threading import RLock
 
@@ -12,6 +12,7 @@ from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.state import ACTIVE, Status
 from orchestrator.ports import (
+    NOTHING_TRACED,
     Change,
     DeadLetter,
     SagaRow,
@@ -90,14 +91,15 @@ class MemoryStore(Store):
         *,
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
-        traced: Collection[str] = (),
+        traced: Mapping[str, datetime] = NOTHING_TRACED,
     ) -> frozenset[str]:
         with self._lock:
             if self._before_commit:
                 self._before_commit()
             prepared = [(change, _prepared(change)) for change in changes]
-            for saga_id in traced:
-                if saga := self._sagas.get(saga_id):
+            for saga_id, due_at in traced.items():
+                saga = self._sagas.get(saga_id)
+                if saga and saga.row.trace_due_at == due_at:
                     saga.row = msgspec.structs.replace(saga.row, trace_due_at=None)
             conflicts = {
                 change.row.saga_id for change, saga in prepared if not self._apply(change, saga)

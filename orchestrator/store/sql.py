@@ -16,7 +16,15 @@ from typing_extensions import override
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.state import Status
-from orchestrator.ports import Change, DeadLetter, SagaRow, SagaSummary, Store, Survey
+from orchestrator.ports import (
+    NOTHING_TRACED,
+    Change,
+    DeadLetter,
+    SagaRow,
+    SagaSummary,
+    Store,
+    Survey,
+)
 from orchestrator.store import rows, schema
 from orchestrator.store.database import Database
 from orchestrator.store.definitions import check_same
@@ -35,7 +43,7 @@ from shared.messages import Command
 _SUMMARY: Final = tuple(column for column in SAGA.c if column.name != "state")
 _TRACED: Final = (
     sa.update(SAGA)
-    .where(SAGA.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .where(SAGA.c.id == sa.bindparam("saga_id"), SAGA.c.trace_due_at == sa.bindparam("exported"))
     .values(trace_due_at=None)
 )
 _DUE: Final = (
@@ -208,7 +216,7 @@ class SqlStore(Store):
         *,
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
-        traced: Collection[str] = (),
+        traced: Mapping[str, datetime] = NOTHING_TRACED,
     ) -> frozenset[str]:
         for change in changes:
             if not change.expected_sequence:
@@ -221,7 +229,8 @@ class SqlStore(Store):
             locked = known | set(traced)
             current = self._hot.sequences(connection, locked) if locked else {}
             if traced:
-                connection.execute(_TRACED, {"ids": list(traced)})
+                cleared = [{"saga_id": one, "exported": due} for one, due in traced.items()]
+                connection.execute(_TRACED, cleared)
             inserted = self._hot.insert(connection, new) if new else set()
             won = [
                 change

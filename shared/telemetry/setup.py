@@ -60,11 +60,15 @@ _SCOPE: Final = InstrumentationScope(names.INSTRUMENTATION_SCOPE)
 
 
 class ExportedSpan(NamedTuple):
-    """A span that was given to `emit` and has reached the receiver."""
+    """A span that was given to `emit` and has reached the receiver.
+
+    A span that is exported again, since it goes on, differs in its `end`.
+    """
 
     trace_id: str
     span_id: str
     name: str
+    end: datetime
 
 
 OnExported = Callable[[Sequence[ExportedSpan]], None]
@@ -280,7 +284,7 @@ class _Emitted(ReadableSpan):
             end_time=end,
             instrumentation_scope=_SCOPE,
         )
-        self.key = ExportedSpan(record.trace_id, record.span_id, record.name)
+        self.key = ExportedSpan(record.trace_id, record.span_id, record.name, record.end)
 
 
 class _Receiver:

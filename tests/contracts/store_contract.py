@@ -561,10 +561,19 @@ class StoreContract:
     def test_what_was_traced_is_not_due_again(self, store: Store) -> None:
         """Clearing it is no change of the saga: its sequence and the rest stay."""
         put(store, row("done", trace_due_at=T0), row("waits", trace_due_at=T0))
-        store.commit((), traced=["done", "unknown"])
+        store.commit((), traced={"done": T0, "unknown": T0})
         assert store.claim_untraced(T0, T0 + seconds(30), 10) == ["waits"]
         assert store.load(["done"])["done"] == row("done")
         assert store.commit([change(row("done", 2))]) == frozenset()
+
+    def test_an_older_export_says_nothing_of_a_newer_one(self, store: Store) -> None:
+        """A saga got stuck, was exported, and ended before that export was confirmed."""
+        put(store, row("a", trace_due_at=T0))
+        store.commit([change(row("a", 2, trace_due_at=T0 + seconds(5)))])
+        store.commit((), traced={"a": T0})
+        assert store.load(["a"])["a"].trace_due_at == T0 + seconds(5)
+        store.commit((), traced={"a": T0 + seconds(5)})
+        assert store.load(["a"])["a"].trace_due_at is None
 
     # Lists -----------------------------------------------------------------------------------
 

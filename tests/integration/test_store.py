@@ -178,7 +178,7 @@ PRIMARY = r"pk_saga|sqlite_autoindex_saga\w*_1"
         lambda store: store.commit(
             [change(row("s1", 2), commands=[command("s1", 2)]), change(row("s9"))],
             published=[command("s1").id],
-            traced=["s2"],
+            traced={"s2": T0},
         ),
     ],
     ids=["load", "history", "commit"],
@@ -384,8 +384,12 @@ def test_traces_and_changes_of_two_batches_do_not_deadlock(
     with held(on_postgres, hold) as connection:
         # Both want this row too: before the others, or after them.
         threads, results = in_threads(
-            lambda: on_postgres.commit([change(row(both, 2)), change(row("a", 2))], traced=["b"]),
-            lambda: on_postgres.commit([change(row(both, 2)), change(row("b", 2))], traced=["a"]),
+            lambda: on_postgres.commit(
+                [change(row(both, 2)), change(row("a", 2))], traced={"b": T0}
+            ),
+            lambda: on_postgres.commit(
+                [change(row(both, 2)), change(row("b", 2))], traced={"a": T0}
+            ),
         )
         blocked(connection, 2)
         connection.rollback()

@@ -124,6 +124,9 @@ def _span_problems(world: World, row: SagaRow) -> Iterator[str]:
     wanted = int(state.trace.sampled or wrong)
     if len(roots) != wanted:
         yield f"{len(roots)} root spans instead of {wanted}"
+    # A stalled orchestrator may send an older one after it.
+    if any(state.status.value not in world.statuses[root.span_id] for root in roots):
+        yield "the root span is older than the saga's end"
     if any(root.span_id != state.trace.root_span_id for root in roots):
         yield "a root span with another id than the one that was reserved"
     known = {*spans, state.trace.parent_span_id}

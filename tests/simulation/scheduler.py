@@ -131,8 +131,7 @@ class Scheduler:
         if self._steps > STEPS_MAX:
             raise Endless(f"it goes on after {STEPS_MAX} steps, at {self.now:.1f} s")
         at, _, what, ticket = heapq.heappop(self._entries)
-        if at > self.now:
-            self.now = at
+        self.now = max(self.now, at)
         if not isinstance(what, Actor):
             what()
         elif ticket == what.ticket and not what.ended:

@@ -1,6 +1,6 @@
 """What all actors share: the clock, the network, the databases, and what goes wrong at each call."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Final
@@ -10,7 +10,7 @@ from typing_extensions import override
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded, about, tag_of
 from orchestrator.core.state import Status
-from orchestrator.ports import Change, DeadLetter, Delivery, SagaRow
+from orchestrator.ports import NOTHING_TRACED, Change, DeadLetter, Delivery, SagaRow
 from orchestrator.store.memory import MemoryStore
 from orchestrator.transport.memory import Faults, MemoryBroker, MemoryTransport
 from shared.errors import UnavailableError
@@ -225,7 +225,7 @@ class SimulatedStore(MemoryStore):
         *,
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
-        traced: Collection[str] = (),
+        traced: Mapping[str, datetime] = NOTHING_TRACED,
     ) -> frozenset[str]:
         world = self._world
         world.io("commit")
@@ -408,7 +408,7 @@ class SimulatedOutlet:
                 record.attributes.get(SAGA_STATUS)
             )
         if self._callback:
-            self._callback([ExportedSpan(r.trace_id, r.span_id, r.name) for r in batch])
+            self._callback([ExportedSpan(r.trace_id, r.span_id, r.name, r.end) for r in batch])
 
 
 def _status(batch: Sequence[SpanRecord]) -> str:

@@ -186,7 +186,7 @@ def test_subscribers_hear_what_has_arrived(
     unsubscribe()
     setup.emit([record(span_id=STEP_ID)])
     assert setup.flush()
-    assert [ExportedSpan(TRACE_ID, ROOT_ID, "saga place-order")] == heard
+    assert [ExportedSpan(TRACE_ID, ROOT_ID, "saga place-order", record().end)] == heard
 
 
 def test_a_subscriber_that_raises_stops_nothing(
