@@ -27,6 +27,7 @@ from shared.messages import (
     StartRequest,
     Succeeded,
 )
+from tests.simulation.barrier import Database
 from tests.simulation.definitions import example_input
 from tests.simulation.plan import Cancel, Start
 from tests.simulation.world import (
@@ -36,6 +37,7 @@ from tests.simulation.world import (
     RESTART_MAX_S,
     Process,
     SimulatedOutlet,
+    SimulatedStore,
     SimulatedTransport,
     World,
 )
@@ -92,6 +94,8 @@ class Forever:
 class Plants(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is made of; a test that plants a bug puts its own in place."""
 
+    database: type[Database] = Database
+    store: type[SimulatedStore] = SimulatedStore
     engine: type[SimulatedEngine] = SimulatedEngine
     coordinator: type[Coordinator] = Coordinator
     tracing: type[SimulatedTracing] = SimulatedTracing

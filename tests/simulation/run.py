@@ -73,7 +73,9 @@ class Run:
         planned = make_plan(seed, chaos)
         self.seed = seed
         self.plan = plan or planned
-        self.world = World(seed, chaos, record=record)
+        self.world = World(
+            seed, chaos, record=record, store=plants.store, database=plants.database
+        )
         self._sagas = tuple({id(start.saga): start.saga for start in self.plan.starts}.values())
         self._orchestrators = [
             Orchestrator(self.world, f"orchestrator-{n}", self._sagas, plants) for n in (1, 2)

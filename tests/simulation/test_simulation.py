@@ -5,14 +5,11 @@ import subprocess
 import sys
 from collections import Counter
 
-import pytest
-
 from tests.simulation.chaos import CHANCES
 from tests.simulation.run import Finding, simulate
 from tests.simulation.shrink import shrink
 
-SEEDS = range(300)
-PARTS = 6
+SEEDS = range(120)
 
 
 def told(run: Finding) -> str:
@@ -22,21 +19,14 @@ def told(run: Finding) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_every_rule_holds_whatever_goes_wrong(part: int) -> None:
-    """Crashes, lost and doubled messages, conflicts, clocks that jump: see `chaos.CHANCES`."""
-    for seed in SEEDS[part::PARTS]:
-        run = simulate(seed)
-        assert not run.problems, told(run)
-
-
-def test_every_kind_of_fault_fires_and_every_ending_is_reached() -> None:
-    """A simulation in which nothing happens proves nothing."""
+def test_every_rule_holds_whatever_goes_wrong() -> None:
+    """Every kind of fault fires, every ending is reached, and no rule is broken."""
     fired: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     conflicts = 0
-    for seed in SEEDS[:60]:
+    for seed in SEEDS:
         run = simulate(seed)
+        assert not run.problems, told(run)
         fired.update(fault.kind for fault in run.fired)
         statuses.update(run.statuses)
         conflicts += run.conflicts
@@ -47,8 +37,8 @@ def test_every_kind_of_fault_fires_and_every_ending_is_reached() -> None:
 
 def test_a_run_can_be_made_again_in_another_process() -> None:
     """The order of a set, or a random id, would make another run of it."""
-    here = "\n".join(simulate(7, record=True).trace)
-    command = [sys.executable, "-m", "tests.simulation", "--seed", "7", "--whole"]
+    here = "\n".join(simulate(1, record=True).trace)
+    command = [sys.executable, "-m", "tests.simulation", "--seed", "1", "--whole"]
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     there = subprocess.run(
         command, check=True, capture_output=True, text=True, env=environment, timeout=60

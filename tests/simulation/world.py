@@ -43,6 +43,8 @@ class World:
         seed: Of the run.
         chaos: What goes wrong.
         record: Whether the trace is kept.
+        store: The orchestrators' store.
+        database: The participants' database.
 
     Attributes:
         problems: Rules that were broken, as they happened.
@@ -51,7 +53,15 @@ class World:
         trace: What happened, a line each.
     """
 
-    def __init__(self, seed: int, chaos: Chaos, *, record: bool) -> None:
+    def __init__(
+        self,
+        seed: int,
+        chaos: Chaos,
+        *,
+        record: bool,
+        store: "type[SimulatedStore]",
+        database: type[Database],
+    ) -> None:
         self.chaos = chaos
         self.random = Random(f"{seed}:schedule")
         self.scheduler = Scheduler()
@@ -61,8 +71,8 @@ class World:
             fires=lambda kind, _: chaos.strikes(kind),
             clock=lambda: self.scheduler.now,
         )
-        self.store = SimulatedStore(self)
-        self.database = Database(self.scheduler)
+        self.store = store(self)
+        self.database = database(self.scheduler)
         self.spans: dict[str, dict[str, SpanRecord]] = {}
         self.statuses: dict[str, set[Any]] = {}
         """What the root spans that arrived said of their sagas, by span id."""

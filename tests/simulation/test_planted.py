@@ -1,0 +1,184 @@
+"""The simulation can fail: each of these bugs is found, and told in a few lines."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import pytest
+from typing_extensions import override
+
+from orchestrator.coordinator import Coordinator
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded, StepTimedOut
+from orchestrator.ports import NOTHING_TRACED, Change, DeadLetter, Delivery, SagaRow
+from shared.ids import derived_span_id
+from shared.messages import Command, Outcome, Succeeded
+from tests.simulation.actors import Plants, SimulatedEngine, SimulatedTracing
+from tests.simulation.barrier import Database, Key, Work
+from tests.simulation.run import Finding, simulate
+from tests.simulation.shrink import shrink
+from tests.simulation.world import SimulatedStore
+
+SEEDS_MAX = 150
+
+
+class PublishesFirst(SimulatedEngine):
+    """Sends commands before they are committed."""
+
+    @override
+    def _commit(self, batch: Any, letters: Sequence[DeadLetter]) -> frozenset[str]:
+        self._publish([command for change in batch.changes() for command in change.commands])
+        return super()._commit(batch, letters)
+
+
+class AcknowledgesFirst(Coordinator):
+    """Settles messages before their consequences are committed."""
+
+    @override
+    def _handle(self, deliveries: list[Delivery]) -> None:
+        self._broker.attempt(lambda: self._engine.transport.acknowledge(deliveries))
+        self._store.attempt(lambda: self._engine.handle(deliveries))
+
+
+class ForgetsTombstones(Database):
+    """A compensation that finds nothing to undo does not keep the action from coming later."""
+
+    @override
+    def _compensation(self, transaction: Any, command: Command, work: Work) -> Outcome:
+        if (command.saga_id, command.step, "action") in self.rows:
+            return super()._compensation(transaction, command, work)
+        transaction.commit(command, worked=False)
+        return Succeeded()
+
+
+class LetsDuplicatesThrough(Database):
+    """Looks whether an action was done before, but does not insert before it works."""
+
+    @override
+    def _action(self, transaction: Any, command: Command, work: Work) -> Outcome:
+        key: Key = (command.saga_id, command.step, "action")
+        if key in self.rows:
+            return super()._action(transaction, command, work)
+        outcome = work(command, None)
+        if isinstance(outcome, Succeeded):
+            transaction.put(key, outcome)
+            transaction.commit(command, worked=True)
+        return outcome
+
+
+class PlantedStore(SimulatedStore):
+    """A store that does something to what it is given."""
+
+    @override
+    def commit(
+        self,
+        changes: Sequence[Change],
+        *,
+        published: Collection[str] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        traced: Mapping[str, datetime] = NOTHING_TRACED,
+    ) -> frozenset[str]:
+        return super().commit(
+            [self.spoilt(change) for change in changes],
+            published=published,
+            dead_letters=dead_letters,
+            traced=traced,
+        )
+
+    def spoilt(self, change: Change) -> Change:
+        """What is stored instead."""
+        raise NotImplementedError
+
+
+class LosesTimers(PlantedStore):
+    """After a time-out nobody wakes the saga any more."""
+
+    @override
+    def spoilt(self, change: Change) -> Change:
+        if not any(isinstance(one.event, StepTimedOut) for one in change.events):
+            return change
+        row = msgspec.structs.replace(change.row, wake_at=None)
+        return msgspec.structs.replace(change, row=row)
+
+
+class LosesEvents(PlantedStore):
+    """The history of a large change lacks its last event."""
+
+    @override
+    def spoilt(self, change: Change) -> Change:
+        return msgspec.structs.replace(change, events=change.events[:3])
+
+
+class LosesUpdates(SimulatedStore):
+    """The last writer wins: the sequence is not compared."""
+
+    @override
+    def _apply(self, change: Change, after: Any) -> bool:
+        before = self._sagas.get(change.row.saga_id)
+        sequence = before.row.sequence if before else 0
+        return super()._apply(msgspec.structs.replace(change, expected_sequence=sequence), after)
+
+
+class OneRootEach(SimulatedTracing):
+    """Every export gives the root span a new id."""
+
+    exports = 0
+
+    @override
+    def ended(self, definition: Definition, row: SagaRow, history: Sequence[Recorded]) -> None:
+        OneRootEach.exports += 1
+        root = derived_span_id("export", OneRootEach.exports)
+        trace = msgspec.structs.replace(row.state.trace, root_span_id=root)
+        state = msgspec.structs.replace(row.state, trace=trace)
+        super().ended(definition, msgspec.structs.replace(row, state=state), history)
+
+
+def first_finding(plants: Plants) -> Finding:
+    """The first run that breaks a rule."""
+    for seed in range(SEEDS_MAX):
+        run = simulate(seed, plants=plants)
+        if run.problems:
+            return run
+    raise AssertionError(f"{SEEDS_MAX} runs did not find it")
+
+
+@pytest.mark.parametrize(
+    "plants, problem",
+    [
+        (Plants(engine=PublishesFirst), "is published and not committed"),
+        (Plants(coordinator=AcknowledgesFirst), "acknowledged before its commit"),
+        (Plants(database=ForgetsTombstones), "happened after its compensation had won"),
+        (Plants(database=LetsDuplicatesThrough), "happened 2 times"),
+        (Plants(store=LosesTimers), "nothing will ever happen again"),
+        (Plants(store=LosesEvents), "not the fold of its history"),
+        (Plants(store=LosesUpdates), "the history has a gap"),
+        (Plants(tracing=OneRootEach), "a root span with another id"),
+    ],
+    ids=[
+        "publish first",
+        "acknowledge first",
+        "no tombstone",
+        "no insert",
+        "lost timer",
+        "lost event",
+        "lost update",
+        "many roots",
+    ],
+)
+def test_a_planted_bug_is_found(plants: Plants, problem: str) -> None:
+    """Within a few runs, and by the rule that it breaks."""
+    run = first_finding(plants)
+    assert any(problem in one for one in run.problems), run.problems
+
+
+def test_a_finding_is_told_by_the_shortest_trace() -> None:
+    """Of many sagas and faults one and a handful are left."""
+    plants = Plants(database=ForgetsTombstones)
+    runs = [simulate(seed, plants=plants) for seed in range(10)]
+    long = min((run for run in runs if run.problems), key=lambda run: len(run.fired))
+    short = shrink(long, plants)
+    assert short.problems
+    assert short.sagas <= 3 < long.sagas
+    assert len(short.fired) <= 3 < len(long.fired)
+    assert len(short.trace) < len(long.plan.starts) * 20
