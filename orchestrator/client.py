@@ -40,7 +40,7 @@ from shared.messages import (
     Succeeded,
     Undecodable,
 )
-from shared.telemetry.header_propagator import current_parent
+from shared.telemetry.header_propagator import current_baggage, current_parent
 
 _POLL_FIRST_S = 0.005
 _POLL_MAX_S = 0.2
@@ -67,6 +67,7 @@ class Client:
         traceparent: str | None = None,
         tracestate: str = "",
         not_before: datetime | None = None,
+        baggage: Mapping[str, str] | None = None,
     ) -> Started:
         """Start a saga. Durable when this returns.
 
@@ -78,6 +79,7 @@ class Client:
                 HTTP request, the task or the span that this is called in, if there is one.
             tracestate: Of the caller.
             not_before: When the first step begins, aware; at once where it is past or None.
+            baggage: Of the caller; by default the current one.
 
         Raises:
             UnknownSaga: No definition of that name; names the nearest ones.
@@ -94,6 +96,7 @@ class Client:
             traceparent=traceparent or None,
             tracestate=tracestate,
             not_before=not_before,
+            baggage=current_baggage() if baggage is None else dict(baggage),
         )
         return self.start_many([request])[0]
 

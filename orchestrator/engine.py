@@ -480,7 +480,7 @@ class Engine:
         codec.check_size(checked, self._payload_bytes_max, f"The input of {request.name!r}")
         self.catalog.keep(self.store, self._clock(), saga)
         saga_id = request.saga_id or new_saga_id()
-        trace = self._tracing.begin(request.traceparent, request.tracestate)
+        trace = self._tracing.begin(request)
         message = Start(
             saga_id=saga_id,
             input=checked,

@@ -18,8 +18,8 @@ from orchestrator.ports import SagaRow
 from orchestrator.projection import Sent, project, start_span
 from shared.clock import Clock
 from shared.ids import new_span_id, new_trace_id
-from shared.telemetry import names, setup
-from shared.telemetry.propagation import parse_traceparent
+from shared.messages import StartRequest
+from shared.telemetry import names, propagation, setup
 from shared.telemetry.setup import ExportedSpan
 from shared.telemetry.spans import AttributeValue, SpanRecord
 
@@ -33,7 +33,13 @@ SENT_MAX: Final = 20_000
 class Outlet(Protocol):
     """Where spans go: the telemetry of this process, `shared.telemetry.setup`."""
 
-    def should_sample(self, trace_id: str, parent_sampled: bool | None = None) -> bool:  # noqa: FBT001 - as in `setup`
+    def should_sample(
+        self,
+        trace_id: str,
+        parent_sampled: bool | None = None,  # noqa: FBT001 - as in `setup`
+        *,
+        name: str = "",
+    ) -> bool:
         """Decide whether the trace of a new saga is exported."""
 
     def emit(self, records: Iterable[SpanRecord]) -> None:
@@ -64,21 +70,22 @@ class SagaTracing:
         self._lock = threading.Lock()
         self.close = outlet.on_exported(self._arrived)
 
-    def begin(self, traceparent: str | None, tracestate: str) -> Trace:
+    def begin(self, request: StartRequest) -> Trace:
         """Trace context of a new saga: the caller's trace continued, or a new one.
 
-        Args:
-            traceparent: Of the caller; ignored when it is malformed.
-            tracestate: Of the caller.
+        What of the caller's context is malformed, or not allowed, is ignored.
         """
-        parent = parse_traceparent(traceparent)
+        parent, tracestate = propagation.checked(request.traceparent, request.tracestate)
         trace_id = parent.trace_id if parent else new_trace_id()
         return Trace(
             trace_id=trace_id,
             root_span_id=new_span_id(),
             parent_span_id=parent.span_id if parent else None,
-            sampled=self._outlet.should_sample(trace_id, parent.sampled if parent else None),
-            tracestate=tracestate if parent else "",
+            sampled=self._outlet.should_sample(
+                trace_id, parent.sampled if parent else None, name=names.saga_span(request.name)
+            ),
+            tracestate=tracestate,
+            baggage=tuple(propagation.allowed_baggage(request.baggage).items()),
         )
 
     def started(self, row: SagaRow) -> None:

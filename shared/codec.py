@@ -111,7 +111,7 @@ def decode_inbound(task: str, task_id: str, body: bytes, headers: dict[str, Any]
         task: Celery task name, from the header ``task``.
         task_id: Celery task id, from the header ``id``.
         body: Raw body, ``[args, kwargs, embed]`` as JSON.
-        headers: The message's headers; trace context is taken from them.
+        headers: The caller's ``traceparent``, ``tracestate`` and ``baggage``, read and checked.
 
     Returns:
         The message, or `Undecodable` with the reason.
@@ -130,6 +130,7 @@ def decode_inbound(task: str, task_id: str, body: bytes, headers: dict[str, Any]
             saga_id=message.saga_id or saga_id_from(task_id),
             traceparent=message.traceparent or headers.get(names.TRACEPARENT),
             tracestate=message.tracestate or headers.get(names.TRACESTATE) or "",
+            baggage=message.baggage or headers.get(names.BAGGAGE) or {},
         )
     return message
 

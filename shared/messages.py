@@ -83,6 +83,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         tracestate: W3C trace state of the caller, empty where there was none.
         token: With it the attempt can be completed from elsewhere; empty for sagas that were
             started before there were tokens.
+        baggage: What of the caller's baggage may travel.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str
     tracestate: str = ""
     token: str = ""
+    baggage: dict[str, str] = {}
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +124,8 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
         saga_id: Id for the new saga; derived from the message's id where it is missing.
         traceparent: Trace of the caller, continued by the saga.
         not_before: When the first step begins; at once where it is missing or past.
+        tracestate: Of the caller.
+        baggage: Of the caller; what is allowed of it (`shared.telemetry.propagation`) travels on.
     """
 
     name: str
@@ -131,6 +135,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     tracestate: str = ""
     not_before: AwareDatetime | None = None
+    baggage: dict[str, str] = {}
 
 
 class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):

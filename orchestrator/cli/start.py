@@ -63,13 +63,24 @@ def start(
 
 
 def _started(client: "Client", name: str, value: dict[str, Any], key: str | None) -> "Started":
-    from shared.telemetry.propagation import format_traceparent, from_environment
+    from shared.telemetry.propagation import (
+        baggage_from_environment,
+        format_traceparent,
+        from_environment,
+    )
 
     parent, tracestate = from_environment()
     traceparent = None
     if parent is not None:
         traceparent = format_traceparent(parent.trace_id, parent.span_id, sampled=parent.sampled)
-    started = client.start(name, value, key=key, traceparent=traceparent, tracestate=tracestate)
+    started = client.start(
+        name,
+        value,
+        key=key,
+        traceparent=traceparent,
+        tracestate=tracestate,
+        baggage=baggage_from_environment(),
+    )
     if not started.published:
         output.note(
             f"The broker cannot be reached. Saga {started.row.saga_id} is stored; "

@@ -49,5 +49,6 @@ def _work(definition: Definition, state: SagaState, event: StepDispatched) -> It
         deadline_at=event.due_at,
         traceparent=state.trace.parent(derived_span_id(identity, "send")),
         tracestate=state.trace.tracestate,
+        baggage=dict(state.trace.baggage),
         token=token_of(state.secret, *attempt),
     )

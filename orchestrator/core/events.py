@@ -22,6 +22,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         parent_span_id: Span of the caller, when its trace is continued.
         sampled: The sampling decision, made once.
         tracestate: W3C trace state of the caller, passed on.
+        baggage: What of the caller's baggage may travel; every step gets it.
     """
 
     trace_id: str
@@ -29,6 +30,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent_span_id: str | None = None
     sampled: bool = True
     tracestate: str = ""
+    baggage: tuple[tuple[str, str], ...] = ()
 
     def parent(self, span_id: str) -> str:
         """The ``traceparent`` that makes a span of this trace the parent (W3C Trace Context)."""

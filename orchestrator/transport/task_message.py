@@ -12,6 +12,7 @@ from orchestrator.ports import Delivery
 from shared import envelope, names
 from shared.codec import decode_inbound, task_body
 from shared.messages import Command, Inbound, Undecodable
+from shared.telemetry import header_propagator, propagation
 
 
 def body_of(command: Command) -> bytes:
@@ -36,12 +37,10 @@ def headers_of(command: Command, origin: str) -> dict[str, Any]:
         names.SAGA_ATTEMPT: command.attempt,
         names.SAGA_REPLY_TO: names.REPLIES_QUEUE,
         names.SAGA_DEADLINE: command.deadline_at.isoformat(),
-        names.TRACEPARENT: command.traceparent,
     }
-    if command.tracestate:
-        headers[names.TRACESTATE] = command.tracestate
     if command.token:
         headers[names.SAGA_TOKEN] = command.token
+    propagation.inject(headers, command.traceparent, command.tracestate, command.baggage)
     return headers
 
 
@@ -72,7 +71,9 @@ def delivery(
     if problem:
         message = Undecodable(reason=problem, task=task, body=text)
     else:
-        message = decode_inbound(task, _text(headers.get("id")), raw, dict(headers))
+        # Replies, nearly all of what comes, continue no trace.
+        caller = header_propagator.received(headers) if task == names.START_TASK else {}
+        message = decode_inbound(task, _text(headers.get("id")), raw, caller)
     if isinstance(message, Undecodable):
         message = msgspec.structs.replace(message, body=text)
     return Delivery(message=message, task=task, body=text, receipt=receipt)

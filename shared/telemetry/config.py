@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -22,8 +23,9 @@ from shared.telemetry.environment import Environment, is_url
 from shared.telemetry.propagation import BAGGAGE_BYTES_MAX_DEFAULT, Format, Propagation
 
 Protocol = Literal["http", "grpc", "file"]
-Strategy = Literal["always_on", "always_off", "ratio"]
+Strategy = Literal["always_on", "always_off", "ratio", "adaptive"]
 
+SAMPLING_TARGET_MAX: Final = 1_000_000
 DISTRIBUTION: Final = "celery-saga-orchestrator"
 TRACES_FOLDER: Final = "traces"
 BAGGAGE_BYTES_LIMIT: Final = 8192
@@ -72,6 +74,10 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
         traces_dir: Folder of the OTLP JSON files.
         sampling_strategy: What happens to a trace that begins here.
         sampling_ratio: Share of traces, 0.0 to 1.0, that the strategy ``ratio`` keeps.
+        sampling_target: Traces a second that the strategy ``adaptive`` keeps at most, on this
+            host, shared fairly between the names of sagas and of root spans.
+        sampling_state: File in which the processes of this host count for ``adaptive``; by
+            default in the folder for temporary files, one for each user and target.
         queue_spans_max: Most finished spans that wait for the exporter; more are dropped.
         batch_spans_max: Most spans in one export.
         export_interval: Longest that a finished span waits for its batch to fill.
@@ -98,6 +104,8 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
     otlp_headers: tuple[tuple[str, str], ...] = ()
     sampling_strategy: Strategy = "always_on"
     sampling_ratio: float = 1.0
+    sampling_target: float = 100.0
+    sampling_state: Path | None = None
     queue_spans_max: int = 8192
     batch_spans_max: int = 512
     export_interval: timedelta = timedelta(seconds=1)
@@ -124,6 +132,7 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
             "nothing with otlp_protocol='file'; set otlp_protocol to 'http' or 'grpc'",
         )
         self._check_number("sampling_ratio", 0, 1)
+        self._check_number("sampling_target", 1, SAMPLING_TARGET_MAX)
         self._check_number("queue_spans_max", 1, 10_000_000)
         self._check_number("batch_spans_max", 1, self.queue_spans_max)
         self._check_number("file_bytes_max", 1, 2**50)
@@ -170,7 +179,7 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def should_sample(self, trace_id: str, parent_sampled: bool | None = None) -> bool:  # noqa: FBT001 - as positional as in the SDK's samplers
-        """Decide once, at the start of a saga, whether its trace is exported.
+        """Decide whether a trace is exported, by what the configuration says and nothing else.
 
         The same rule as the SDK's ``TraceIdRatioBased``, so that every process that has to decide
         about a trace decides alike: the lower 64 bits of the id against the ratio.
@@ -178,6 +187,9 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
         Args:
             trace_id: 32 hexadecimal digits.
             parent_sampled: What the caller decided; None when there is no caller.
+
+        Returns:
+            True with ``adaptive``, about which `setup.should_sample` decides.
         """
         if not self.enabled:
             return False
@@ -185,7 +197,13 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
             return parent_sampled
         if self.sampling_strategy == "ratio":
             return int(trace_id[-_LOW_64_BITS:], 16) < round(self.sampling_ratio * 2**64)
-        return self.sampling_strategy == "always_on"
+        return self.sampling_strategy != "always_off"
+
+    @property
+    def sampling_file(self) -> Path:
+        """Where the processes of this host count for ``adaptive``."""
+        name = f"saga-sampling-{os.geteuid()}-{self.sampling_target:g}"
+        return self.sampling_state or Path(gettempdir()) / name
 
 
 def tracing_config(
@@ -209,6 +227,7 @@ def tracing_config(
     defaults = TracingConfig(service_name=service, traces_dir=home / TRACES_FOLDER)
     protocol, endpoint = _exporter(env)
     strategy, ratio = _sampling(env)
+    state = env.text("OPENTELEMETRY_SAMPLING_STATE")
     queue_spans_max = env.number(
         ("OTEL_BSP_MAX_QUEUE_SIZE", "OPENTELEMETRY_QUEUE_SIZE"), defaults.queue_spans_max, low=1
     )
@@ -230,6 +249,13 @@ def tracing_config(
         otlp_endpoint=endpoint,
         sampling_strategy=strategy,
         sampling_ratio=ratio,
+        sampling_target=env.number(
+            ("OPENTELEMETRY_SAMPLING_TARGET",),
+            defaults.sampling_target,
+            low=1,
+            high=SAMPLING_TARGET_MAX,
+        ),
+        sampling_state=Path(state) if state else None,
         queue_spans_max=int(queue_spans_max),
         batch_spans_max=int(
             env.number(
@@ -288,7 +314,11 @@ def _exporter(env: Environment) -> tuple[Protocol, str]:
 def _sampling(env: Environment) -> tuple[Strategy, float]:
     own: dict[str, Strategy] = {name: name for name in get_args(Strategy)}
     ratio = env.number(("OPENTELEMETRY_SAMPLING_RATIO",), 1.0, low=0, high=1)
-    default: Strategy = "ratio" if env.text("OPENTELEMETRY_SAMPLING_RATIO") else "always_on"
+    default: Strategy = "always_on"
+    if env.text("OPENTELEMETRY_SAMPLING_RATIO"):
+        default = "ratio"
+    elif env.text("OPENTELEMETRY_SAMPLING_TARGET"):
+        default = "adaptive"
     strategy = env.choice("OPENTELEMETRY_SAMPLING_STRATEGY", own, default=default)
     if env.text("OTEL_TRACES_SAMPLER"):
         strategy = env.choice("OTEL_TRACES_SAMPLER", _SAMPLERS, default=strategy)

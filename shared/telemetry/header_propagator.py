@@ -19,6 +19,7 @@ from opentelemetry.propagators.textmap import (
 )
 from typing_extensions import override
 
+from shared import names
 from shared.telemetry import b3, propagation
 from shared.telemetry.propagation import TraceParent
 
@@ -86,6 +87,26 @@ def parent_context(headers: Mapping[str, Any]) -> Context:
         headers: Of a task message, or of a request (`propagation.headers_of`).
     """
     return _continued(headers, Context())
+
+
+def received(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's trace and baggage as data, to be stored with the work that they belong to.
+
+    Returns:
+        ``traceparent``, ``tracestate`` and ``baggage`` (its entries), as far as they came.
+    """
+    found: dict[str, Any] = {}
+    parent, tracestate = propagation.extract(headers)
+    if parent is not None:
+        sampled = parent.sampled if parent.decided else _decide(parent.trace_id)
+        found[names.TRACEPARENT] = propagation.format_traceparent(
+            parent.trace_id, parent.span_id, sampled=sampled
+        )
+        found[names.TRACESTATE] = tracestate
+    entries = propagation.extract_baggage(headers)
+    if entries:
+        found[names.BAGGAGE] = dict(entries)
+    return found
 
 
 def inject_current(headers: dict[str, Any], context: Context | None = None) -> None:

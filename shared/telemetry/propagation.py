@@ -232,11 +232,12 @@ def from_environment(
 
     https://opentelemetry.io/docs/specs/otel/context/env-carriers/
     """
-    headers = {
-        names.TRACEPARENT: environ.get(TRACEPARENT_VARIABLE),
-        names.TRACESTATE: environ.get(TRACESTATE_VARIABLE),
-    }
-    reading = _Reading(headers)
+    return checked(environ.get(TRACEPARENT_VARIABLE), environ.get(TRACESTATE_VARIABLE))
+
+
+def checked(traceparent: object, tracestate: object) -> tuple[TraceParent | None, str]:
+    """A trace context in W3C's format that came as data, whatever formats headers have."""
+    reading = _Reading({names.TRACEPARENT: traceparent, names.TRACESTATE: tracestate})
     parent = reading.traceparent()
     return parent, reading.tracestate() if parent else ""
 
@@ -253,6 +254,11 @@ def extract_baggage(headers: Mapping[str, Any]) -> Baggage:
     if not complete:
         reading.ignore(names.BAGGAGE, "malformed")
     return allowed_baggage(found)
+
+
+def baggage_from_environment(environ: Mapping[str, str] = os.environ) -> Baggage:
+    """Baggage of the calling program, from the variable BAGGAGE; as `extract_baggage`."""
+    return extract_baggage({names.BAGGAGE: environ.get(BAGGAGE_VARIABLE)})
 
 
 def allowed_baggage(entries: Mapping[str, Any]) -> Baggage:

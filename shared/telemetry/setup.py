@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
@@ -28,12 +29,14 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
+    Decision,
     ParentBased,
     Sampler,
+    SamplingResult,
     TraceIdRatioBased,
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.util.types import Attributes, AttributeValue
 from typing_extensions import override
 
 from shared.settings import settings
@@ -43,6 +46,7 @@ from shared.telemetry.health import ExportHealth
 from shared.telemetry.otlp_file import OtlpFile, encode_spans
 from shared.telemetry.outlet import Outlet, OutletStats
 from shared.telemetry.provider import CurrentProvider
+from shared.telemetry.sampling import Adaptive
 from shared.telemetry.spans import SpanError, SpanRecord
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -88,6 +92,8 @@ def start(service: str, config: TracingConfig | None = None) -> None:
         return
     config = config or tracing_config(service, home=settings().home)
     _process.config = config
+    if config.enabled and config.sampling_strategy == "adaptive":
+        _process.adaptive = Adaptive(config.sampling_target, config.sampling_file)
     propagation.configure(config.propagation)
     header_propagator.install(should_sample)
     if trace.get_tracer_provider() is not _provider:
@@ -95,10 +101,25 @@ def start(service: str, config: TracingConfig | None = None) -> None:
         atexit.register(shutdown)
 
 
-def should_sample(trace_id: str, parent_sampled: bool | None = None) -> bool:  # noqa: FBT001 - see TracingConfig
-    """Decide once, at the start of a saga, whether its trace is exported; False before `start`."""
-    config = _process.config
-    return config is not None and config.should_sample(trace_id, parent_sampled)
+def should_sample(
+    trace_id: str,
+    parent_sampled: bool | None = None,  # noqa: FBT001 - see TracingConfig
+    *,
+    name: str = "",
+) -> bool:
+    """Decide once, at the start of a saga, whether its trace is exported; False before `start`.
+
+    Args:
+        trace_id: 32 hexadecimal digits.
+        parent_sampled: What the caller decided; None when there is no caller.
+        name: What the adaptive strategy is fair to: name of the saga's span.
+    """
+    config, adaptive = _process.config, _process.adaptive
+    if config is None or not config.should_sample(trace_id, parent_sampled):
+        return False
+    if adaptive is None or parent_sampled is not None:
+        return True
+    return adaptive.decide(int(trace_id, 16), name)
 
 
 def emit(records: Iterable[SpanRecord]) -> None:
@@ -157,7 +178,7 @@ def shutdown(timeout: timedelta | None = None) -> bool:
 class _Pipeline:
     """The SDK's provider, the queue and the exporter of one process."""
 
-    def __init__(self, config: TracingConfig) -> None:
+    def __init__(self, config: TracingConfig, adaptive: Adaptive | None) -> None:
         self.resource = _resource(config)
         receiver = _Receiver(config)
         self.outlet = Outlet[ReadableSpan](
@@ -168,7 +189,7 @@ class _Pipeline:
             interval=config.export_interval,
         )
         self.provider = TracerProvider(
-            sampler=_sampler(config), resource=self.resource, shutdown_on_exit=False
+            sampler=_sampler(config, adaptive), resource=self.resource, shutdown_on_exit=False
         )
         self.provider.add_span_processor(_ToOutlet(self.outlet))
 
@@ -178,6 +199,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.config: TracingConfig | None = None
+        self.adaptive: Adaptive | None = None
         self.callbacks: tuple[OnExported, ...] = ()
         self.running: _Pipeline | None = None
         self._ended = OutletStats()
@@ -196,13 +218,15 @@ class _Process:
 
     def _make(self) -> _Pipeline | None:
         if self.running is None and self.config is not None and self.config.enabled:
-            self.running = _Pipeline(self.config)
+            self.running = _Pipeline(self.config, self.adaptive)
         return self.running
 
     def stop(self, timeout: timedelta | None) -> bool:
         with self._lock:
-            pipeline, config = self.running, self.config
-            self.running = self.config = None
+            pipeline, config, adaptive = self.running, self.config, self.adaptive
+            self.running = self.config = self.adaptive = None
+        if adaptive is not None:
+            adaptive.close()
         if pipeline is None or config is None:
             return True
         complete = pipeline.outlet.close(config.shutdown_timeout if timeout is None else timeout)
@@ -220,6 +244,8 @@ class _Process:
         self.running = None
         self._ended = OutletStats()
         self._lock = threading.Lock()
+        if self.adaptive is not None:
+            self.adaptive.after_fork()
 
 
 class _ToOutlet(SpanProcessor):
@@ -370,9 +396,37 @@ def make_grpc_cooperate() -> None:
         init_gevent()
 
 
-def _sampler(config: TracingConfig) -> Sampler:
+class _AdaptiveSampler(Sampler):
+    """Adaptive sampling for spans that begin a trace, fair between their names."""
+
+    def __init__(self, adaptive: Adaptive) -> None:
+        self._adaptive = adaptive
+
+    @override
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: trace.SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[trace.Link] | None = None,
+        trace_state: trace.TraceState | None = None,
+    ) -> SamplingResult:
+        keep = self._adaptive.decide(trace_id, name)
+        decision = Decision.RECORD_AND_SAMPLE if keep else Decision.DROP
+        return SamplingResult(decision, attributes if keep else None, trace_state)
+
+    @override
+    def get_description(self) -> str:
+        return "Adaptive"
+
+
+def _sampler(config: TracingConfig, adaptive: Adaptive | None) -> Sampler:
+    if adaptive is not None:
+        return ParentBased(_AdaptiveSampler(adaptive))
     match config.sampling_strategy:
-        case "always_on":
+        case "always_on" | "adaptive":
             return ParentBased(ALWAYS_ON)
         case "always_off":
             return ParentBased(ALWAYS_OFF)

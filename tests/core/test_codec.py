@@ -127,13 +127,15 @@ def test_a_time_without_an_offset_is_refused() -> None:
 def test_a_start_gets_its_id_and_trace_from_the_message() -> None:
     """So a duplicate of it starts nothing new, and the caller's trace is continued."""
     request = StartRequest(name="place-order", input={"order_id": "o"})
-    headers = {names.TRACEPARENT: "00-trace-span-01", names.TRACESTATE: "a=b"}
+    headers: dict[str, Any] = {names.TRACEPARENT: "00-trace-span-01", names.TRACESTATE: "a=b"}
+    headers[names.BAGGAGE] = {"tenant": "acme"}
     assert inbound(names.START_TASK, codec.task_body(request), headers) == (
         msgspec.structs.replace(
             request,
             saga_id=saga_id_from("task-1"),
             traceparent="00-trace-span-01",
             tracestate="a=b",
+            baggage={"tenant": "acme"},
         )
     )
 

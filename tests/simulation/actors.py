@@ -56,8 +56,8 @@ class SimulatedTracing(SagaTracing):
     """The real tracing, its random ids derived."""
 
     @override
-    def begin(self, traceparent: str | None, tracestate: str) -> Trace:
-        trace = super().begin(traceparent, tracestate)
+    def begin(self, request: StartRequest) -> Trace:
+        trace = super().begin(request)
         return msgspec.structs.replace(trace, root_span_id=derived_span_id(trace.trace_id, "root"))
 
 

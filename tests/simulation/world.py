@@ -383,7 +383,9 @@ class SimulatedOutlet:
         self._process = process
         self._callback: Callable[[Sequence[ExportedSpan]], None] | None = None
 
-    def should_sample(self, trace_id: str, parent_sampled: bool | None = None) -> bool:
+    def should_sample(
+        self, trace_id: str, parent_sampled: bool | None = None, *, name: str = ""
+    ) -> bool:
         """As the caller says."""
         return bool(parent_sampled)
 

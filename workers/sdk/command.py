@@ -10,6 +10,8 @@ from msgspec import Meta, field
 from shared import names
 from shared.errors import DecodeError
 from shared.ids import Direction, idempotency_key
+from shared.telemetry import propagation
+from shared.telemetry.propagation import format_traceparent
 
 _Text = Annotated[str, Meta(min_length=1, max_length=255)]
 
@@ -51,10 +53,17 @@ def command_of(headers: Mapping[str, Any]) -> StepCommand:
     """Read the headers of a saga step; headers of other origin are ignored.
 
     Raises:
-        DecodeError: A header is missing or of another shape; names it.
+        DecodeError: A header is missing or of another shape; names it. A trace context that
+            cannot be read is no reason.
     """
+    parent, _ = propagation.extract(headers, count=False)
+    traceparent = parent and format_traceparent(
+        parent.trace_id, parent.span_id, sampled=parent.sampled
+    )
     try:
         # Not strict: some brokers and clients turn the number of an attempt into text.
-        return msgspec.convert(dict(headers), StepCommand, strict=False)
+        return msgspec.convert(
+            {**headers, names.TRACEPARENT: traceparent}, StepCommand, strict=False
+        )
     except msgspec.ValidationError as error:
         raise DecodeError(f"saga headers: {error}") from error

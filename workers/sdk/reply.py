@@ -24,6 +24,7 @@ from shared.envelope import headers as task_headers
 from shared.ids import command_id
 from shared.kombu_redis import Channel as RedisChannel
 from shared.messages import Execution, HeartbeatRequest, Outcome, Reply
+from shared.telemetry import propagation
 from workers.sdk.command import StepCommand
 
 _RETRY: Final = {
@@ -175,7 +176,7 @@ def _headers(command: StepCommand, task: str) -> dict[str, Any]:
         names.SAGA_ATTEMPT: command.attempt,
     }
     if command.traceparent:
-        headers[names.TRACEPARENT] = command.traceparent
+        propagation.inject(headers, command.traceparent)
     return headers
 
 
