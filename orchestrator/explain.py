@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from orchestrator.core.definition import Definition
+from orchestrator.core.definition import Definition, PlannedStep, Sleep, WaitFor
 from orchestrator.core.events import Recorded, SagaPaused, StepDispatched
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow
@@ -44,13 +44,17 @@ def _sentences(
             yield f"It turned back because {_because(state.cause)}."
         return
     yield from _direction(state, history, now)
+    if state.not_before and state.not_before > now and not state.steps:
+        yield f"Its first step begins at {_clock(state.not_before, now)}."
     for planned in definition.steps:
         step = state.step(planned.name)
-        sentence = _step(planned.name, planned.queue, step, history, now)
+        sentence = _waits(planned, step, state, now) or _step(planned, step, history, now)
         if sentence:
             yield sentence
-        in_flight = step.phase in {Phase.RUNNING, Phase.UNDOING}
-        if in_flight and consumed is not None and planned.queue not in consumed:
+        sent = step.phase is Phase.UNDOING or (
+            step.phase is Phase.RUNNING and planned.task and not step.accepted
+        )
+        if sent and consumed is not None and planned.queue not in consumed:
             yield (
                 f"No worker that answers listens on the queue {planned.queue!r}: "
                 f"start one with `celery -A <your app> worker -Q {planned.queue}`."
@@ -103,9 +107,40 @@ def _because(cause: Cause) -> str:
             return f"step {cause.step!r} failed{said}"
 
 
+def _waits(planned: PlannedStep, step: StepState, state: SagaState, now: datetime) -> str:
+    """What a step waits for that is no reply; empty where it waits for one."""
+    if step.phase is not Phase.RUNNING:
+        return ""
+    until = f" until {_clock(step.due_at, now)}" if step.due_at else ""
+    name = planned.name
+    match planned.action:
+        case WaitFor(signal=signal, approval=True):
+            return (
+                f"Step {name!r} waits{until} for somebody to approve: "
+                f"`saga approve {state.saga_id} {signal}`, with --reject for no."
+            )
+        case WaitFor(signal=signal):
+            return (
+                f"Step {name!r} waits{until} for the signal {signal!r}: "
+                f"`saga signal {state.saga_id} {signal}`."
+            )
+        case Sleep():
+            return f"Step {name!r} sleeps{until}."
+        case _ if step.accepted:
+            beat = state.beats.get(name)
+            alive = f" Its last sign of life came at {_clock(beat.at, now)}." if beat else ""
+            return (
+                f"Step {name!r} was accepted by its participant and goes on elsewhere: it waits"
+                f"{until} for whoever has its token (`saga complete TOKEN`).{alive}"
+            )
+        case _:
+            return ""
+
+
 def _step(
-    name: str, queue: str, step: StepState, history: Sequence[Recorded], now: datetime
+    planned: PlannedStep, step: StepState, history: Sequence[Recorded], now: datetime
 ) -> str:
+    name, queue = planned.name, planned.queue
     failure = f" after {step.failure.kind}: {step.failure.message}" if step.failure else ""
     if step.stuck:
         undoing = step.phase is Phase.UNDO_FAILED

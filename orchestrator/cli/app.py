@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.answers import add_commands as add_answers
 from orchestrator.cli.db import make_db
 from orchestrator.cli.demo import demo
 from orchestrator.cli.dev import dev
@@ -35,6 +36,7 @@ def make_app() -> typer.Typer:
     app.command("show")(show)
     app.command("cancel")(cancel)
     app.command("explain")(explain)
+    add_answers(app)
     add_operators(app)
     app.command("trace")(trace)
     app.command("logs")(logs)

@@ -1,7 +1,7 @@
 """`saga start`: start a saga, and wait for it where that is asked for."""
 
 from contextlib import nullcontext
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -9,6 +9,7 @@ import typer
 from orchestrator.cli import output, session
 from orchestrator.cli.given_input import read_input
 from orchestrator.cli.options import Json
+from orchestrator.cli.times import given_moment
 from shared.clock import monotonic, pause, utc_now
 from shared.errors import UnavailableError
 
@@ -37,6 +38,12 @@ def start(
         str | None,
         typer.Option(help="Business key: a second start with it gives the first saga."),
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN", help="When its first step begins: ISO 8601, or in 15m, 12h, 30d."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Longest wait.")
@@ -53,8 +60,9 @@ def start(
     if timeout is not None and not wait:
         raise typer.BadParameter("it needs --wait", param_hint="--timeout")
     value = read_input(given)
+    not_before = None if at is None else given_moment(at, "--at", utc_now())
     with session.acting() as client:
-        started = _started(client, name, value, key)
+        started = _started(client, name, value, key, not_before)
         if not wait:
             _tell(client, started, as_json=as_json)
             return
@@ -62,7 +70,13 @@ def start(
     raise typer.Exit(code)
 
 
-def _started(client: "Client", name: str, value: dict[str, Any], key: str | None) -> "Started":
+def _started(
+    client: "Client",
+    name: str,
+    value: dict[str, Any],
+    key: str | None,
+    not_before: datetime | None,
+) -> "Started":
     from shared.telemetry.propagation import (
         baggage_from_environment,
         format_traceparent,
@@ -80,6 +94,7 @@ def _started(client: "Client", name: str, value: dict[str, Any], key: str | None
         traceparent=traceparent,
         tracestate=tracestate,
         baggage=baggage_from_environment(),
+        not_before=not_before,
     )
     if not started.published:
         output.note(

@@ -3,7 +3,7 @@
 import re
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -89,3 +89,31 @@ def since_when(text: str, option: str, now: datetime) -> datetime:
         f"{option} is {text!r}, which is neither a duration nor a time.",
         hint="Write 30s, 10m, 2h, 1d, or 2026-01-31T12:00:00Z.",
     )
+
+
+def given_moment(text: str, option: str, now: datetime) -> datetime:
+    """A moment as people type it: ISO 8601 with an offset, or how long from now.
+
+    Args:
+        text: What was typed.
+        option: The option that it was given for, for the error.
+        now: The time; aware.
+
+    Raises:
+        InputError: It is neither; a time without an offset means something else elsewhere.
+    """
+    try:
+        found: datetime | None = msgspec.convert(
+            text.strip(), Annotated[datetime, msgspec.Meta(tz=True)]
+        )
+    except msgspec.ValidationError:
+        found = None
+    if found is not None:
+        return found
+    try:
+        return now + given_duration(text, option)
+    except (InputError, OverflowError) as error:
+        raise InputError(
+            f"{option} is {text!r}, which is neither a time nor a duration.",
+            hint="Write 2026-03-01T09:00:00+01:00, or 15m, 12h, 30d from now.",
+        ) from error

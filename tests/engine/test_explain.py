@@ -4,10 +4,20 @@ from datetime import timedelta
 
 import pytest
 
+from orchestrator.catalog import Catalog
+from orchestrator.client import Client
+from orchestrator.core.definition import Saga, Sleep, Step, WaitFor
+from orchestrator.engine import Engine
 from orchestrator.explain import explain
+from orchestrator.store.memory import MemoryStore
+from orchestrator.tracing import SagaTracing
+from orchestrator.transport.memory import MemoryTransport
 from shared.names import ORCHESTRATOR_QUEUE
 from tests.cli import stories
-from tests.cli.stories import Story
+from tests.cli.stories import T0, Story
+from tests.core.builders import Order
+
+HOUR = timedelta(hours=1)
 
 ALL = frozenset({ORCHESTRATOR_QUEUE, "flights", "hotels"})
 
@@ -105,3 +115,47 @@ def test_a_missing_orchestrator_is_named() -> None:
     assert "No orchestrator answers" in said(story, {"flights"})
     story.now += timedelta(minutes=5)
     assert "A timer is 4 minutes late" in said(story)
+
+
+def waiting(*steps: Step) -> Engine:
+    """An engine that knows a saga of these steps."""
+    made = Saga(name="slow", version=1, input=Order, steps=steps)
+    return Engine(
+        store=MemoryStore(),
+        transport=MemoryTransport(),
+        catalog=Catalog([made]),
+        tracing=SagaTracing(system="redis", clock=lambda: T0),
+        clock=lambda: T0,
+    )
+
+
+@pytest.mark.parametrize(
+    "step, words",
+    [
+        (
+            Step("ok", WaitFor("manager", approval=True), timeout=HOUR),
+            r"^Step 'ok' waits until .* approve: `saga approve \S+ manager`, with --reject for no\.$",
+        ),
+        (
+            Step("paid", WaitFor("money"), timeout=HOUR),
+            r"^Step 'paid' waits until .* for the signal 'money': `saga signal \S+ money`\.$",
+        ),
+        (Step("rest", Sleep(lasts=HOUR)), r"^Step 'rest' sleeps until \d\d:\d\d:\d\d\.$"),
+    ],
+)
+def test_what_is_no_reply_is_explained_too(step: Step, words: str) -> None:
+    """With the command that answers, and without asking for a worker that nobody needs."""
+    client = Client(waiting(step))
+    saga_id = client.start("slow", {"order_id": "o-1"}).row.saga_id
+    definition, row, history = client.story(saga_id)
+    text = explain(definition, row, history, T0, consumed={ORCHESTRATOR_QUEUE})
+    assert re.search(words, text), text
+
+
+def test_a_start_in_the_future_is_explained() -> None:
+    """It waits for its time, and for nothing else."""
+    client = Client(waiting(Step("a", "a.b", "a.c")))
+    started = client.start("slow", {"order_id": "o-1"}, not_before=T0 + HOUR)
+    definition, row, history = client.story(started.row.saga_id)
+    text = explain(definition, row, history, T0, consumed={ORCHESTRATOR_QUEUE})
+    assert re.fullmatch(r"Its first step begins at \d\d:\d\d:\d\d\.", text)
