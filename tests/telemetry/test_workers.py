@@ -325,6 +325,28 @@ def test_what_a_task_sends_belongs_to_its_trace(
     assert f"saga-{trace_id}" == unknown.attributes["saga.id"]
 
 
+def test_a_link_error_handler_belongs_to_the_trace_of_the_failed_task(
+    start_worker: StartWorker, otlp_http: OtlpReceiver
+) -> None:
+    """It is no task and has no span of its own (FACTS, L10); its lines and messages have the ids."""
+    worker = start_worker(*("-P", "solo", "-Q", "inventory"), **otlp_http.environment).ready()
+    trace_id = new_trace_id()
+    with Celery("sender", broker=worker.broker_url, set_as_current=False) as app:
+        app.send_task(
+            "inventory.fail",
+            queue="inventory",
+            headers=headers_in(trace_id),
+            link_error=app.signature("inventory.gone_wrong"),
+        )
+    wait_until(lambda: worker.has_logged("reserved", trace_id))
+    worker.stop()
+    spans = {span.name: span for span in otlp_http.spans(trace_id)}
+    (failed,) = (span for span in otlp_http.spans(trace_id) if span.parent_id == SPAN_ID)
+    assert ("error", failed.span_id) == (failed.status, spans["send inventory"].parent_id)
+    (line,) = (line for line in worker.lines(trace_id) if line["event"] == "gone wrong")
+    assert (failed.span_id, "inventory.fail") == (line["span_id"], line["task_name"])
+
+
 def test_a_span_follows_the_callers_decision(
     start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:

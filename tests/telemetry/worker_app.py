@@ -40,3 +40,10 @@ def hand_on() -> None:
     """Send tasks of others: one that this app knows, and one that it does not."""
     reserve.apply_async(queue="inventory")
     app.send_task("payment.unknown", queue="nobody")
+
+
+@app.task(name="inventory.gone_wrong")
+def gone_wrong(request: Any, error: Any, traceback: Any) -> None:
+    """A handler of ``link_error``: Celery calls it in the worker whose task has failed."""
+    log.info("gone wrong", error=str(error))
+    reserve.apply_async(queue="inventory")
