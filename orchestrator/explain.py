@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.core.definition import Definition, PlannedStep, Sleep, WaitFor
 from orchestrator.core.events import Recorded, SagaPaused, StepDispatched
+from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow
 from shared.names import ORCHESTRATOR_QUEUE
@@ -38,6 +39,7 @@ def _sentences(
     consumed: Collection[str] | None,
 ) -> Iterator[str]:
     state = row.state
+    definition = plan_of(definition, state)
     if state.status.final:
         yield f"It has ended: it is {state.status} since {_clock(row.updated_at, now)}."
         if state.cause:

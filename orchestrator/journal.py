@@ -18,6 +18,7 @@ from orchestrator.core.events import (
     SignalReceived,
     StepAccepted,
     StepDispatched,
+    StepExpanded,
     StepFailed,
     StepRejected,
     StepSkipped,
@@ -54,7 +55,7 @@ def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter] = ()) -> No
             name = tag_of(event).replace("_", ".", 1)
             if isinstance(event, SagaStuck):
                 log.error(name, **fields)
-            elif isinstance(event, _WARNINGS):
+            elif _is_warning(event):
                 log.warning(name, **fields)
             else:
                 log.info(name, **fields)
@@ -65,6 +66,11 @@ def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter] = ()) -> No
             task=letter.task,
             saga_id=letter.saga_id,
         )
+
+
+def _is_warning(event: Event) -> bool:
+    ordinary = isinstance(event, StepSkipped) and event.condition
+    return isinstance(event, _WARNINGS) and not ordinary
 
 
 def _context(state: SagaState, event: Event) -> dict[str, Any]:
@@ -95,6 +101,10 @@ def _details(event: Event) -> dict[str, Any]:
             return {"saga_version": version, "key": key, "deadline_at": deadline_at}
         case StepDispatched(due_at=due_at) | StepAccepted(due_at=due_at):
             return {"due_at": due_at}
+        case StepExpanded(items=items):
+            return {"items": items}
+        case StepSkipped(condition=True):
+            return {"why": "its condition does not hold"}
         case SignalReceived(name=name, by=by):
             return {"signal": name, "by": by}
         case StepSucceeded(execution=execution):

@@ -30,6 +30,7 @@ from orchestrator.core.events import (
     StepSucceeded,
     StepTimedOut,
 )
+from orchestrator.core.plan import plan_of
 from orchestrator.core.state import CauseKind, SagaState, Status
 from shared.ids import Direction, command_id, derived_span_id
 from shared.messages import Execution, Failure
@@ -105,7 +106,7 @@ class _Projection:
         system: str,
         sent: Mapping[str, Sent],
     ) -> None:
-        self._definition = definition
+        self._definition = plan_of(definition, state)
         self._state = state
         self._history = history
         self._system = system

@@ -21,6 +21,7 @@ from orchestrator.core.events import (
     SignalReceived,
     StepAccepted,
     StepDispatched,
+    StepExpanded,
     StepFailed,
     StepRejected,
     StepSkipped,
@@ -29,6 +30,7 @@ from orchestrator.core.events import (
     about,
     tag_of,
 )
+from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow
 from shared.ids import Direction
@@ -142,6 +144,7 @@ def outcome_of(status: Status) -> Status | None:
 def saga_view(definition: Definition, row: SagaRow, history: Sequence[Recorded]) -> SagaView:
     """Put a saga together for reading."""
     state = row.state
+    definition = plan_of(definition, state)
     return SagaView(
         saga_id=row.saga_id,
         trace_id=state.trace.trace_id,
@@ -271,13 +274,17 @@ def _timeline(history: Sequence[Recorded]) -> tuple[TimelineEntry, ...]:
     return tuple(entries)
 
 
-def _detail(event: Event) -> str:
+def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each event
     match event:
         case SagaStarted(key=key, not_before=not_before):
             said = [f"key {key}"] if key else []
             return ", ".join([*said, *([f"begins at {not_before}"] if not_before else [])])
         case StepAccepted(due_at=due_at):
             return f"completed from elsewhere, until {due_at:%Y-%m-%d %H:%M:%S}"
+        case StepExpanded(items=items):
+            return f"for {items} items"
+        case StepSkipped(condition=True):
+            return "its condition does not hold"
         case SignalReceived(name=name, by=by):
             return f"{name}, by {by}" if by else name
         case StepSucceeded(execution=execution):

@@ -4,32 +4,23 @@ They run when a `Saga` is built and when one is started, never while it runs.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final, TypeGuard
 
 import msgspec
 
-from orchestrator.core.definition import (
-    Definition,
-    Input,
-    Literal,
-    Output,
-    PlannedStep,
-    Retry,
-    Saga,
-    Sleep,
-    Step,
-    WaitFor,
-    planned_steps,
-    reachable,
-)
+from orchestrator.core.definition import Gather, Retry, Saga, Sleep, Step, WaitFor
+from orchestrator.core.graph_checks import graph_problems
+from orchestrator.core.references import Input, Item, Literal, Output, references_in
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DecodeError
 from shared.names import UNDO_ARGUMENT
 
 STEPS_MAX: Final = 100
+ITEMS_MAX: Final = 1_000
+"""Longest list that a step may run over."""
 NAME_CHARS_MAX: Final = 64
 FACTOR_MAX: Final = 100
 """Largest factor of a back-off: beyond it the wait would overflow within the first attempts."""
@@ -64,7 +55,10 @@ def saga_problems(saga: Saga) -> list[str]:
         problems = mistyped or _step_problems(step)
         found += [f"step {step.name!r}: {problem}" for problem in problems]
     # Without names and types that hold, the graph would be another one than the one that is meant.
-    return found if twice or not typed else found + _graph_problems(saga)
+    if twice or not typed:
+        return found
+    fields = _fields(saga.input) if _is_struct_type(saga.input) else None
+    return found + graph_problems(saga, fields)
 
 
 # One value ------------------------------------------------------------------------------------
@@ -164,6 +158,8 @@ def _step_problems(step: Step) -> list[str]:
                 found.append("action is empty; it must be a Celery task name")
         case WaitFor() | Sleep():
             found += _wait_problems(step, step.action)
+        case Gather():
+            found.append("action is Gather, which is made for a step with each=")
     if step.compensation == "":
         found.append("compensation is empty; name a Celery task or NOTHING_TO_UNDO")
     for where, value in (("timeout", step.timeout), ("completes_within", step.completes_within)):
@@ -174,12 +170,32 @@ def _step_problems(step: Step) -> list[str]:
             found += _retry_problems(f"{field}.by_kind[{kind!r}]", policy)
             if policy.by_kind:
                 found.append(f"{field}.by_kind[{kind!r}] has a by_kind of its own; leave it out")
+    found += _each_problems(step)
     for argument, value in (step.payload or {}).items():
         found += [f"payload {argument!r} {problem}" for problem in _argument_problems(value)]
         if argument == UNDO_ARGUMENT:
             found.append(
                 f"payload {argument!r}: compensations get undo data by that name; choose another"
             )
+    return found
+
+
+def _each_problems(step: Step) -> list[str]:
+    found = []
+    if not 1 <= step.items_max <= ITEMS_MAX:
+        found.append(f"items_max is {step.items_max}; between 1 and {ITEMS_MAX} are allowed")
+    if step.items_at_once is not None and step.items_at_once < 1:
+        found.append(f"items_at_once is {step.items_at_once}; it must be 1 or more, or None")
+    for compared, _ in references_in(step.when) if step.when is not None else ():
+        found += [f"when {problem}" for problem in _argument_problems(compared)]
+    if step.pivot and step.when is not None:
+        found.append("it is the pivot and has a when; the point of no return is never skipped")
+    if step.each is None:
+        return found
+    if step.pivot:
+        found.append("it is the pivot and has an each; there is one point of no return")
+    if isinstance(step.action, str) and step.payload is None:
+        found.append("it has an each; say with payload= where the Item() goes")
     return found
 
 
@@ -220,9 +236,15 @@ def _retry_problems(field: str, retry: Retry) -> list[str]:
 
 
 def _argument_problems(value: object) -> list[str]:
-    if isinstance(value, Input | Output):
-        return []
-    plain = value.value if isinstance(value, Literal) else value
+    match value:
+        case Output(default=default) if default is not msgspec.UNSET:
+            plain = default
+        case Input() | Output() | Item():
+            return []
+        case Literal(plain):
+            pass
+        case plain:
+            pass
     if _holds_reference(plain):
         return ["has a reference inside a value; a reference is the whole value of an argument"]
     try:
@@ -234,7 +256,7 @@ def _argument_problems(value: object) -> list[str]:
 
 def _holds_reference(value: object) -> bool:
     match value:
-        case Input() | Output() | Literal():
+        case Input() | Output() | Item() | Literal():
             return True
         case Mapping():
             return any(map(_holds_reference, value.values()))
@@ -242,99 +264,6 @@ def _holds_reference(value: object) -> bool:
             return any(map(_holds_reference, value))
         case _:
             return False
-
-
-# The graph ------------------------------------------------------------------------------------
-
-
-def _graph_problems(saga: Saga) -> list[str]:
-    planned = planned_steps(saga.steps)
-    known = {step.name for step in planned}
-    found = [
-        f"step {step.name!r}: after names {name!r}, which is no step of this saga"
-        for step in planned
-        for name in step.after
-        if name not in known
-    ]
-    steps = tuple(
-        msgspec.structs.replace(step, after=tuple(name for name in step.after if name in known))
-        for step in planned
-    )
-    edges = {step.name: step.after for step in steps}
-    upstream = {name: reachable(edges, name) for name in edges}
-    fields = _fields(saga.input) if _is_struct_type(saga.input) else None
-    for step in steps:
-        found += _payload_problems(fields, step, upstream[step.name])
-    cyclic = [name for name, before in upstream.items() if name in before]
-    if cyclic:
-        return [*found, f"steps {', '.join(map(repr, cyclic))} wait for each other"]
-    definition = Definition(
-        name=saga.name, version=saga.version, deadline=saga.deadline, input_schema={}, steps=steps
-    )
-    return found + _pivot_problems(definition, upstream)
-
-
-def _references(step: PlannedStep) -> Iterator[tuple[str, object]]:
-    """Every reference of a step, with where it stands."""
-    for argument, reference in (step.payload or {}).items():
-        yield f"payload {argument!r}", reference
-    if isinstance(step.action, Sleep) and step.action.until is not None:
-        yield "until", step.action.until
-
-
-def _payload_problems(
-    fields: tuple[str, ...] | None, step: PlannedStep, upstream: frozenset[str]
-) -> list[str]:
-    found = []
-    for argument, reference in _references(step):
-        where = f"step {step.name!r}: {argument}"
-        match reference:
-            case Input(path) if fields is not None and path.partition(".")[0] not in fields:
-                has = ", ".join(fields) or "no fields"
-                found.append(f"{where} is Input({path!r}), but the input has {has}")
-            case Output(other) if other not in upstream:
-                found.append(f"{where} is the output of {other!r}, which is no step before it")
-            case _:
-                pass
-    return found
-
-
-def _pivot_problems(definition: Definition, upstream: dict[str, frozenset[str]]) -> list[str]:
-    pivots = [step.name for step in definition.steps if step.pivot]
-    if len(pivots) > 1:
-        return [f"steps {', '.join(map(repr, pivots))} are all the pivot; a saga has at most one"]
-    beyond = definition.beyond_pivot
-    found = []
-    for step in definition.steps:
-        if step.name in beyond:
-            if step.waits:
-                found += _wait_beyond_problems(step)
-            elif step.retry.attempts == 1:
-                found.append(
-                    f"step {step.name!r} comes after the pivot and is never retried; "
-                    "only forward recovery exists there: give it a retry"
-                )
-            continue
-        if not step.pivot and step.compensation is None:
-            found.append(
-                f"step {step.name!r} has no compensation; name a task, "
-                "or say compensation=NOTHING_TO_UNDO"
-            )
-        if pivots and not step.pivot and step.name not in upstream[pivots[0]]:
-            found.append(
-                f"step {step.name!r} is neither before nor after the pivot {pivots[0]!r}; "
-                "connect it with after=(...)"
-            )
-    return found
-
-
-def _wait_beyond_problems(step: PlannedStep) -> list[str]:
-    wait = step.action
-    if isinstance(wait, WaitFor) and (wait.approval or wait.otherwise != "default"):
-        where = f"step {step.name!r} comes after the pivot and may say no"
-        advice = 'take approval away and say otherwise="default"'
-        return [f"{where}; only forward recovery exists there: {advice}"]
-    return []
 
 
 # Checks of an input --------------------------------------------------------------------------

@@ -7,17 +7,47 @@ saga finishes on the definition that it started with.
 
 import typing
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Final
 
 import msgspec
 
+from orchestrator.core.references import (
+    Condition,
+    Input,
+    Item,
+    Literal,
+    Output,
+    Reference,
+    as_reference,
+)
 from shared import codec
 from shared.backoff import Backoff
-from shared.errors import DecodeError, DefinitionError, InputError
+from shared.errors import DefinitionError, InputError
 from shared.names import participant_queue
+
+__all__ = [
+    "NOTHING_TO_UNDO",
+    "TIMED_OUT",
+    "Definition",
+    "Gather",
+    "Input",
+    "Item",
+    "Literal",
+    "NothingToUndo",
+    "Output",
+    "PlannedStep",
+    "Retry",
+    "Saga",
+    "Sleep",
+    "Step",
+    "Undo",
+    "WaitFor",
+    "Work",
+    "planned_steps",
+    "reachable",
+]
 
 TIMEOUT_DEFAULT: Final = timedelta(seconds=30)
 TIMED_OUT: Final = "TimedOut"
@@ -53,25 +83,6 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     def after(self, kind: str) -> "Retry":
         """The policy after an attempt that failed in this way."""
         return self.by_kind.get(kind, self)
-
-
-class Input(msgspec.Struct, frozen=True, tag="input"):
-    """Reference to a field of the saga's input, or to a path inside it (``"address.city"``)."""
-
-    path: str
-
-
-class Output(msgspec.Struct, frozen=True, tag="output"):
-    """Reference to the output of an earlier step, or to a path inside it; empty: all of it."""
-
-    step: str
-    path: str = ""
-
-
-class Literal(msgspec.Struct, frozen=True, tag="literal"):
-    """A value that stands in a payload as it is."""
-
-    value: Any
 
 
 class WaitFor(msgspec.Struct, frozen=True, tag="wait"):
@@ -119,7 +130,13 @@ class Undo(msgspec.Struct, frozen=True, tag="undo"):
     task: str
 
 
-Work = str | WaitFor | Sleep
+class Gather(msgspec.Struct, frozen=True, tag="gather"):
+    """Work of the step that stands for a list of steps: its output is the list of theirs."""
+
+    steps: tuple[str, ...]
+
+
+Work = str | WaitFor | Sleep | Gather
 """What a step does: a Celery task by its name, or a wait."""
 
 
@@ -136,6 +153,11 @@ class Step(msgspec.Struct, frozen=True):
             signal is waited for; 30 seconds for a task.
         completes_within: How long a task that was accepted (`workers.sdk.Later`) may take to be
             completed; None means what is left of `timeout`.
+        when: The step is skipped where this does not hold; see `references`.
+        each: A list: the step runs once for each item, in parallel, and its output is the list of
+            the outputs. Its payload refers to the item with `Item`.
+        items_max: Longest list that is taken; a longer one rejects the step.
+        items_at_once: Most items in flight at a time; None means all of them.
         retry: Policy of the action.
         compensation_retry: Policy of the compensation.
         pivot: Point of no return: before it a failure compensates, after it there is only forward.
@@ -155,10 +177,18 @@ class Step(msgspec.Struct, frozen=True):
     after: tuple[str, ...] | None = None
     payload: Mapping[str, Any] | None = None
     completes_within: timedelta | None = None
+    when: Condition | None = None
+    each: Input | Output | None = None
+    items_max: int = 100
+    items_at_once: int | None = None
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step as it is stored: every default filled in, `after` and `queue` explicit."""
+    """A step as it is stored: every default filled in, `after` and `queue` explicit.
+
+    Attributes:
+        group: Of a run for one item: the step with the list (see `plan`).
+    """
 
     name: str
     action: Work
@@ -169,13 +199,18 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
     compensation_retry: Retry
     pivot: bool
     after: tuple[str, ...]
-    payload: dict[str, Input | Output | Literal] | None = None
+    payload: dict[str, Reference] | None = None
     completes_within: timedelta | None = None
+    when: Condition | None = None
+    each: Input | Output | None = None
+    items_max: int = 100
+    items_at_once: int | None = None
+    group: str = ""
 
     @property
     def waits(self) -> bool:
         """Whether it only waits: it begins nothing, and there is nothing to undo."""
-        return isinstance(self.action, WaitFor | Sleep)
+        return isinstance(self.action, WaitFor | Sleep | Gather)
 
     @property
     def task(self) -> str:
@@ -192,6 +227,8 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
                 return f"signal {signal}"
             case Sleep():
                 return "sleep"
+            case Gather():
+                return "gather"
 
     @property
     def undo_task(self) -> str | None:
@@ -212,6 +249,11 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     deadline: timedelta | None
     input_schema: dict[str, Any]
     steps: tuple[PlannedStep, ...]
+
+    @cached_property
+    def plans(self) -> dict[tuple[tuple[str, int], ...], "Definition"]:
+        """What it becomes when the lengths of its lists are known (see `plan`)."""
+        return {}
 
     @cached_property
     def by_name(self) -> dict[str, PlannedStep]:
@@ -327,7 +369,7 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
         undo = NOTHING_TO_UNDO
     payload = None
     if step.payload is not None:
-        payload = {name: _reference(value) for name, value in step.payload.items()}
+        payload = {name: as_reference(value) for name, value in step.payload.items()}
     return PlannedStep(
         name=step.name,
         action=step.action,
@@ -340,17 +382,11 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
         after=previous if step.after is None else tuple(step.after),
         payload=payload,
         completes_within=step.completes_within,
+        when=step.when,
+        each=step.each,
+        items_max=step.items_max,
+        items_at_once=step.items_at_once,
     )
-
-
-def _reference(value: Any) -> Input | Output | Literal:
-    if isinstance(value, Input | Output):
-        return value
-    plain = value.value if isinstance(value, Literal) else value
-    # As JSON gives it back: what is stored equals what the code says, a tuple is a list.
-    with suppress(DecodeError):  # the checks name it
-        plain = codec.decode(codec.encode(plain), Any)
-    return Literal(plain)
 
 
 def reachable(edges: Mapping[str, tuple[str, ...]], start: str) -> frozenset[str]:

@@ -79,6 +79,13 @@ class StepAccepted(msgspec.Struct, frozen=True, kw_only=True, tag="step_accepted
     execution: Execution | None = None
 
 
+class StepExpanded(msgspec.Struct, frozen=True, kw_only=True, tag="step_expanded"):
+    """The list of a step is known: it runs once for each of so many items."""
+
+    step: str
+    items: int
+
+
 class SignalReceived(msgspec.Struct, frozen=True, kw_only=True, tag="signal_received"):
     """The first signal of this name."""
 
@@ -175,11 +182,16 @@ class RetryRequested(msgspec.Struct, frozen=True, kw_only=True, tag="retry_reque
 
 
 class StepSkipped(msgspec.Struct, frozen=True, kw_only=True, tag="step_skipped"):
-    """The saga goes on as if the step, or its compensation, had been done."""
+    """The saga goes on as if the step, or its compensation, had been done.
+
+    Attributes:
+        condition: Because its condition did not hold; otherwise an operator said so.
+    """
 
     step: str
     direction: Direction = "action"
     output: Any = None
+    condition: bool = False
     reason: str = ""
     by: str = ""
 
@@ -217,6 +229,7 @@ Event = (
     SagaStarted
     | StepDispatched
     | StepAccepted
+    | StepExpanded
     | SignalReceived
     | StepSucceeded
     | StepRejected
@@ -249,6 +262,8 @@ def about(event: Event) -> tuple[str, Direction, int | None] | None:
             return event.step, event.direction, event.attempt
         case StepRejected():
             return event.step, "action", event.attempt
+        case StepExpanded():
+            return event.step, "action", None
         case SagaStuck() | RetryRequested() | StepSkipped():
             return event.step, event.direction, None
         case _:

@@ -28,7 +28,7 @@ from typing import Final, assert_never
 
 import msgspec
 
-from orchestrator.core import operators, waits
+from orchestrator.core import operators, payload, waits
 from orchestrator.core.commands import commands_of
 from orchestrator.core.definition import TIMED_OUT, Definition, PlannedStep, WaitFor
 from orchestrator.core.events import (
@@ -43,8 +43,10 @@ from orchestrator.core.events import (
     SignalReceived,
     StepAccepted,
     StepDispatched,
+    StepExpanded,
     StepFailed,
     StepRejected,
+    StepSkipped,
     StepSucceeded,
     StepTimedOut,
 )
@@ -63,7 +65,7 @@ from orchestrator.core.messages import (
     Start,
     Tick,
 )
-from orchestrator.core.payload import payload_problem
+from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Beat, Phase, SagaState, evolve
 from orchestrator.core.terms import (
     DONE,
@@ -74,6 +76,7 @@ from orchestrator.core.terms import (
     deadline_applies,
     gave_up,
     irrevocable,
+    is_done,
     may_stand,
     turning_back,
     unsafe,
@@ -129,18 +132,19 @@ def decide(
         return Decision(state=state, refused=refused)
     events: list[Event] = []
     commands: list[Command] = []
-    for event in _react(definition, state, message, now):
+    plan = plan_of(definition, state)
+    for event in _react(plan, state, message, now):
         state = evolve(state, event)
         events.append(event)
     if isinstance(message, Heartbeat) and state is not None:
-        alive = _alive(definition, state, message, now)
+        alive = _alive(plan, state, message, now)
         return Decision(state=alive, beat=alive is not state, wake_at=wake_at(definition, alive))
     if state is None or not (events or isinstance(message, Tick)):
         return Decision(state=state)
-    while (wanted := _next(definition, state, now)) is not None:
+    while (wanted := _next(plan := plan_of(definition, state), state, now)) is not None:
         state = evolve(state, wanted)
         events.append(wanted)
-        commands += commands_of(definition, state, wanted)
+        commands += commands_of(plan, state, wanted)
     return Decision(
         state=state,
         events=tuple(events),
@@ -151,6 +155,7 @@ def decide(
 
 def why_not(definition: Definition, state: SagaState | None, message: Message) -> str:
     """Why a message cannot be acted on, in one sentence; empty when it can."""
+    definition = plan_of(definition, state)
     match message:
         case Start() | Tick():
             return ""
@@ -205,6 +210,7 @@ def wake_at(definition: Definition, state: SagaState) -> datetime | None:
     """The next moment at which the saga does something by itself; None when it only waits."""
     if state.status.final:
         return None
+    definition = plan_of(definition, state)
     # A retry that will not be made, or not now, must not wake the saga for ever.
     held = WAITING if state.paused else frozenset()
     if turning_back(definition, state):
@@ -466,18 +472,49 @@ def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Ev
         return None
     for planned in definition.steps:
         step = state.step(planned.name)
+        if not _has_room(planned, definition, state):
+            continue
         if step.phase is Phase.PENDING and all(
-            state.step(name).phase in DONE for name in planned.after
+            is_done(definition, state, name) for name in planned.after
         ):
-            problem = payload_problem(planned, state)
-            if problem:
-                return StepRejected(step=planned.name, attempt=1, failure=problem)
-            return _dispatched(planned, state, "action", now)
+            return _begun(planned, state, now)
         if step.phase is Phase.RETRYING and step.due_at and step.due_at <= now:
             return _dispatched(planned, state, "action", now)
     if all(state.step(planned.name).phase in DONE for planned in definition.steps):
         return SagaCompleted()
     return None
+
+
+def _begun(planned: PlannedStep, state: SagaState, now: datetime) -> Event:
+    """What becomes of a step whose turn it is."""
+    match payload.skipped(planned, state):
+        case Failure() as problem:
+            return StepRejected(step=planned.name, attempt=1, failure=problem)
+        case True:
+            return StepSkipped(step=planned.name, condition=True)
+        case _:
+            pass
+    match payload.items_of(planned, state):
+        case Failure() as problem:
+            return StepRejected(step=planned.name, attempt=1, failure=problem)
+        case int(items):
+            return StepExpanded(step=planned.name, items=items)
+        case _:
+            pass
+    if unresolved := payload.payload_problem(planned, state):
+        return StepRejected(step=planned.name, attempt=1, failure=unresolved)
+    return _dispatched(planned, state, "action", now)
+
+
+def _has_room(planned: PlannedStep, definition: Definition, state: SagaState) -> bool:
+    """Whether one more item of a list may be in flight."""
+    if not planned.group or planned.items_at_once is None:
+        return True
+    flying = sum(
+        other.group == planned.group and state.step(other.name).phase in IN_FLIGHT
+        for other in definition.steps
+    )
+    return flying < planned.items_at_once
 
 
 def _next_backward(definition: Definition, state: SagaState, now: datetime) -> Event | None:

@@ -1,13 +1,29 @@
 """What a step is called with: references resolved against a state."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 
-from orchestrator.core.definition import Input, Literal, Output, PlannedStep, Sleep
-from orchestrator.core.state import SagaState
+from orchestrator.core.definition import PlannedStep, Sleep
+from orchestrator.core.references import (
+    AllOf,
+    AnyOf,
+    Compare,
+    Condition,
+    Element,
+    Exists,
+    Input,
+    Item,
+    Literal,
+    Not,
+    Operator,
+    Output,
+    Reference,
+)
+from orchestrator.core.state import Phase, SagaState
 from shared.messages import AwareDatetime, Failure
 
 
@@ -38,9 +54,79 @@ def payload_problem(planned: PlannedStep, state: SagaState) -> Failure | None:
             case _:
                 pass
     except (LookupError, ValueError) as error:
-        message = f"{what} of step {planned.name!r}: {error.args[0]}"
-        return Failure(kind="PayloadUnresolved", message=message, retryable=False)
+        return _unresolved(planned, what, error)
     return None
+
+
+def items_of(planned: PlannedStep, state: SagaState) -> int | Failure | None:
+    """How many items the list of a step has; None for a step without a list."""
+    if planned.each is None:
+        return None
+    try:
+        items = resolve(planned.each, state)
+    except LookupError as error:
+        return _unresolved(planned, "each", error)
+    if not isinstance(items, list):
+        found = ValueError(f"{type(items).__name__} is no list")
+        return _unresolved(planned, "each", found)
+    if len(items) > planned.items_max:
+        text = (
+            f"each of step {planned.name!r} has {len(items)} items; "
+            f"at most {planned.items_max} are allowed (items_max)"
+        )
+        return Failure(kind="TooManyItems", message=text, retryable=False)
+    return len(items)
+
+
+def skipped(planned: PlannedStep, state: SagaState) -> bool | Failure:
+    """Whether a step is skipped because its condition does not hold."""
+    try:
+        return planned.when is not None and not holds(planned.when, state)
+    except (LookupError, TypeError) as error:
+        return _unresolved(planned, "when", error)
+
+
+def holds(condition: Condition, state: SagaState) -> bool:
+    """Whether a condition holds.
+
+    Raises:
+        LookupError: A reference that it compares leads to nothing.
+        TypeError: Two values have no order.
+    """
+    match condition:
+        case Compare(op, left, right):
+            return _COMPARE[op](resolve(left, state), resolve(right, state))
+        case Exists(what):
+            try:
+                resolve(what, state)
+            except LookupError:
+                return False
+            return True
+        case AllOf(of):
+            return all(holds(one, state) for one in of)
+        case AnyOf(of):
+            return any(holds(one, state) for one in of)
+        case Not(of):
+            return not holds(of, state)
+        case _:
+            assert_never(condition)
+
+
+_COMPARE: Final[dict[Operator, Callable[[Any, Any], bool]]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "in": lambda left, right: left in right,
+}
+
+
+def _unresolved(planned: PlannedStep, what: str, error: Exception) -> Failure:
+    kind = "ConditionUnresolved" if what == "when" else "PayloadUnresolved"
+    message = f"{what} of step {planned.name!r}: {error.args[0]}"
+    return Failure(kind=kind, message=message, retryable=False)
 
 
 def until_of(reference: Input | Output, state: SagaState) -> datetime:
@@ -57,7 +143,7 @@ def until_of(reference: Input | Output, state: SagaState) -> datetime:
         raise ValueError(f"{value!r} is no time with an offset, as 2026-03-01T09:00:00Z") from None
 
 
-def resolve(reference: Input | Output | Literal, state: SagaState) -> Any:
+def resolve(reference: Reference, state: SagaState) -> Any:
     """The value that a reference stands for.
 
     Raises:
@@ -68,10 +154,26 @@ def resolve(reference: Input | Output | Literal, state: SagaState) -> Any:
             return value
         case Input(path):
             return _at(state.input, path, "the input")
-        case Output(step, path):
-            return _at(state.step(step).output, path, f"the output of {step!r}")
+        case Output(step, path, default):
+            try:
+                return _at(_output(step, state), path, f"the output of {step!r}")
+            except LookupError:
+                if default is msgspec.UNSET:
+                    raise
+                return default
+        case Element(of, index, path):
+            return _at(resolve(of, state)[index], path, f"item {index}")
+        case Item():
+            raise LookupError("there is no item outside of a step with each")
         case _:
             assert_never(reference)
+
+
+def _output(name: str, state: SagaState) -> Any:
+    step = state.step(name)
+    if step.phase is Phase.SKIPPED and not step.by_hand:
+        raise LookupError(f"step {name!r} was skipped and has no output")
+    return step.output
 
 
 def _at(value: Any, path: str, where: str) -> Any:

@@ -32,6 +32,7 @@ from orchestrator.core.events import (
     SignalReceived,
     StepAccepted,
     StepDispatched,
+    StepExpanded,
     StepFailed,
     StepRejected,
     StepSkipped,
@@ -157,6 +158,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         secret: Makes the tokens with which its steps are completed from elsewhere.
         not_before: When its first step begins, if not at once.
         signals: Data of the signals that have come, by name.
+        items: Lengths of the lists that are known, by step.
         beats: Signs of life of the attempts in flight, by step. They alone are no part of the
             fold: a long step sends thousands of them, and only the last one matters, and only
             until the attempt ends. So they stand in the row and not in the history.
@@ -177,6 +179,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     secret: str = ""
     not_before: datetime | None = None
     signals: dict[str, Any] = {}
+    items: dict[str, int] = {}
     beats: dict[str, Beat] = {}
 
     def step(self, name: str) -> StepState:
@@ -228,6 +231,8 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             )
         case StepAccepted(step=name, due_at=due_at):
             return _with_step(state, name, accepted=True, due_at=due_at)
+        case StepExpanded(step=name, items=items):
+            return _replace(state, items={**state.items, name: items})
         case SignalReceived(name=name, data=data):
             return _replace(state, signals={**state.signals, name: data})
         case StepSucceeded(direction="action"):
@@ -315,7 +320,7 @@ def _retry(state: SagaState, event: RetryRequested) -> SagaState:
 
 
 def _skip(state: SagaState, event: StepSkipped) -> SagaState:
-    settled: dict[str, Any] = {"due_at": None, "stuck": False, "by_hand": True}
+    settled: dict[str, Any] = {"due_at": None, "stuck": False, "by_hand": not event.condition}
     if event.direction == "action":
         return _with_step(
             state, event.step, phase=Phase.SKIPPED, output=event.output, failure=None, **settled

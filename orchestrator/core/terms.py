@@ -31,6 +31,16 @@ def is_gone(step: StepState) -> bool:
     return step.phase in {Phase.PENDING, Phase.REJECTED, Phase.UNDONE}
 
 
+def is_done(definition: Definition, state: SagaState, name: str) -> bool:
+    """Whether what comes after a step may begin; one that is skipped early waits for its turn."""
+    phase = state.step(name).phase
+    if phase is Phase.SKIPPED:
+        return all(
+            is_done(definition, state, earlier) for earlier in definition.by_name[name].after
+        )
+    return phase is Phase.SUCCEEDED
+
+
 def attempts(step: StepState, direction: Direction) -> int:
     """Attempts so far in a direction; the number of the current one."""
     return step.attempt if direction == "action" else step.undo_attempt

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, assert_never
 
-from orchestrator.core.definition import PlannedStep, Sleep, WaitFor
+from orchestrator.core.definition import Gather, PlannedStep, Sleep, WaitFor
 from orchestrator.core.events import StepRejected, StepSucceeded, StepTimedOut
 from orchestrator.core.payload import until_of
 from orchestrator.core.state import Phase, SagaState
@@ -41,8 +41,10 @@ def ended(
     """
     step = state.step(planned.name)
     wait = planned.action
-    if not isinstance(wait, WaitFor | Sleep) or step.phase is not Phase.RUNNING:
+    if not isinstance(wait, WaitFor | Sleep | Gather) or step.phase is not Phase.RUNNING:
         return None
+    if isinstance(wait, Gather):
+        return _succeeded(planned, [state.step(name).output for name in wait.steps])
     due = step.due_at is not None and step.due_at <= now
     if isinstance(wait, WaitFor) and wait.signal in state.signals:
         return _signalled(planned, wait, state.signals[wait.signal])

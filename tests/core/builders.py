@@ -36,6 +36,13 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     order_id: str = "o-1"
 
 
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """Input of sagas with a list."""
+
+    order_id: str = "o-1"
+    order_ids: tuple[str, ...] = ()
+
+
 def step(name: str, **options: Any) -> Step:
     """A step with a compensation; ``compensation=None`` takes it away."""
     named: dict[str, Any] = {"action": f"service.{name}", "compensation": f"service.undo-{name}"}
@@ -47,9 +54,13 @@ def wait(name: str, work: WaitFor | Sleep, **options: Any) -> Step:
     return Step(name, work, **{"timeout": timedelta(minutes=1), **options})
 
 
-def saga(*steps: Step, deadline: timedelta | None = None) -> Saga:
+def saga(
+    *steps: Step,
+    deadline: timedelta | None = None,
+    input: type[msgspec.Struct] = Order,  # noqa: A002 - as in Saga
+) -> Saga:
     """A saga of these steps."""
-    return Saga(name="test", version=1, input=Order, steps=steps, deadline=deadline)
+    return Saga(name="test", version=1, input=input, steps=steps, deadline=deadline)
 
 
 def linear(*names: str, deadline: timedelta | None = None, **options: Any) -> Definition:
@@ -87,6 +98,7 @@ def _reply(name: str, attempt: int, direction: Direction, outcome: Outcome) -> R
 
 SECRET = "not random, but a test's"
 START = Start(saga_id=SAGA_ID, input={"order_id": "o-1"}, trace=TRACE, secret=SECRET)
+START_TWO = msgspec.structs.replace(START, input={"order_id": "o-1", "order_ids": ["o-1", "o-2"]})
 
 
 class Run:
@@ -99,13 +111,13 @@ class Run:
         last: The last decision.
     """
 
-    def __init__(self, definition: Definition, *messages: Message) -> None:
+    def __init__(self, definition: Definition, *messages: Message, start: Start = START) -> None:
         self.definition = definition
         self.state: SagaState | None = None
         self.events: list[Event] = []
         self.now = T0
         self.last = Decision(state=None)
-        self.tell(START, *messages)
+        self.tell(start, *messages)
 
     def tell(self, *messages: Message) -> Decision:
         """Let messages arrive, one after the other; returns the last decision."""
@@ -153,9 +165,11 @@ __all__ = [
     "SAGA_ID",
     "SECRET",
     "START",
+    "START_TWO",
     "T0",
     "TRACE",
     "Order",
+    "Orders",
     "Retry",
     "Run",
     "accepted",

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from orchestrator.core.definition import (
     Definition,
+    Gather,
     NothingToUndo,
     PlannedStep,
     Retry,
@@ -34,6 +35,7 @@ from orchestrator.core.events import (
     SignalReceived,
     StepAccepted,
     StepDispatched,
+    StepExpanded,
     StepFailed,
     StepRejected,
     StepSkipped,
@@ -52,6 +54,7 @@ from orchestrator.core.messages import (
     Signal,
     Skip,
 )
+from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, SagaState, Status, StepState, evolve
 from shared.messages import Accepted, Failed, Failure, Rejected, Reply, Succeeded
 
@@ -75,6 +78,7 @@ def check_decision(
     Raises:
         AssertionError: An invariant does not hold.
     """
+    raw, definition = definition, plan_of(definition, decision.state)
     if not decision.events:
         if decision.beat:
             _check_beat(before, message, now, decision)
@@ -84,7 +88,7 @@ def check_decision(
         _check_ignored(before, message, decision)
         return
     assert not decision.beat
-    assert decision == decide(definition, before, message, now), "decided twice, differently"
+    assert decision == decide(raw, before, message, now), "decided twice, differently"
     if before is not None:
         assert reduce(evolve, decision.events, before) == decision.state
         assert not before.status.final, "something happened after the end"
@@ -137,8 +141,9 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
     if not state.backward:
         assert not (back and Phase.RUNNING not in phases.values()), "compensation did not begin"
         for planned in definition.steps:
-            ready = all(phases[name] in FOLLOWED for name in planned.after)
+            ready = all(_followed(definition, state, name) for name in planned.after)
             waits = phases[planned.name] is Phase.PENDING and ready
+            waits = waits and not _crowded(definition, state, planned)
             begun = any(step.attempt for step in state.steps.values())
             assert back or not waits or (state.not_before and not begun), (
                 f"{planned.name} could have begun"
@@ -211,7 +216,7 @@ def _check_beat(
     assert beat.due_at > now
 
 
-def _check_event(
+def _check_event(  # noqa: C901, PLR0912 - one case for each event
     definition: Definition,
     state: SagaState | None,
     event: Event,
@@ -236,6 +241,10 @@ def _check_event(
             step = state.step(event.step)
             assert step.phase in IN_FLIGHT
             assert not step.accepted, "accepted twice"
+        case StepExpanded():
+            assert event.step not in state.items, "spread out twice"
+            assert state.step(event.step).phase is Phase.PENDING
+            _check_turn_of(definition, state, f"{event.step}[0]" if event.items else event.step)
         case SignalReceived():
             assert isinstance(message, Signal)
             assert event.name not in state.signals, "the first one counts"
@@ -301,6 +310,11 @@ def _check_operated(
             waits = {"action": Phase.RETRYING, "compensation": Phase.UNDO_RETRYING}
             step = state.step(event.step)
             assert step.stuck or step.phase is waits[event.direction]
+        case StepSkipped(condition=True):
+            assert definition.by_name[event.step].when is not None
+            assert state.step(event.step).phase is Phase.PENDING
+            assert not state.backward
+            _check_turn_of(definition, state, event.step)
         case StepSkipped():
             assert isinstance(message, Skip)
             step = state.step(event.step)
@@ -341,8 +355,8 @@ def _check_action_dispatched(
     assert event.attempt == step.attempt + 1
     _check_allowed(planned.retry, event.attempt, message)
     assert not state.backward, "a step began on the way back"
-    for name in planned.after:
-        assert state.step(name).phase in FOLLOWED, "a step began before its turn"
+    _check_turn_of(definition, state, event.step)
+    assert not _crowded(definition, state, planned), "more items at once than allowed"
     if state.cause is not None:
         again = _unsafe(planned) and event.attempt > 1
         assert again or _passed_pivot(definition, state), "a step began after a cause had come up"
@@ -350,6 +364,29 @@ def _check_action_dispatched(
     if isinstance(planned.action, Sleep) and planned.action.lasts:
         lasts = planned.action.lasts
     assert event.due_at == now + lasts
+
+
+def _check_turn_of(definition: Definition, state: SagaState, name: str) -> None:
+    """Everything before a step is done, at any distance: also before one that is skipped."""
+    for earlier in definition.steps:
+        if name in descendants(definition, earlier.name):
+            assert state.step(earlier.name).phase in FOLLOWED, "a step began before its turn"
+
+
+def _followed(definition: Definition, state: SagaState, name: str) -> bool:
+    before = [one.name for one in definition.steps if name in descendants(definition, one.name)]
+    return all(state.step(one).phase in FOLLOWED for one in (name, *before))
+
+
+def _crowded(definition: Definition, state: SagaState, planned: PlannedStep) -> bool:
+    if planned.items_at_once is None or not planned.group:
+        return False
+    flying = [
+        one
+        for one in definition.steps
+        if one.group == planned.group and state.step(one.name).phase in IN_FLIGHT
+    ]
+    return len(flying) >= planned.items_at_once
 
 
 def _check_wait_ended(
@@ -360,6 +397,11 @@ def _check_wait_ended(
     if not planned.waits:
         return
     assert step.phase is Phase.RUNNING
+    if isinstance(planned.action, Gather):
+        outputs = [state.step(name).output for name in planned.action.steps]
+        assert isinstance(event, StepSucceeded)
+        assert event.output == outputs
+        return
     due = step.due_at is not None and step.due_at <= now
     signalled = isinstance(planned.action, WaitFor) and planned.action.signal in state.signals
     assert due or signalled, "it ended without a reason"

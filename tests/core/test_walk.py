@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.definition import Definition, Sleep, Step, WaitFor
+from orchestrator.core.definition import Definition, Input, Item, Sleep, Step, WaitFor
+from orchestrator.core.references import eq
 from orchestrator.core.state import CauseKind, Phase, Status
-from tests.core.builders import NOTHING_TO_UNDO, Retry, saga, step, wait
+from tests.core.builders import NOTHING_TO_UNDO, Orders, Retry, saga, step, wait
 from tests.core.walk import Barrier, Graph, Plain, Walk
 
 BOUND = int(os.environ.get("SAGA_WALK_BOUND", "1"))
@@ -101,11 +102,12 @@ def walk_all(
     plain: bool = True,
     operated: bool = False,
     told: bool = False,
+    items: dict[str, int] | None = None,
 ) -> Counter[str]:
     """Walk sagas in both kinds of world; returns what was counted."""
     counts: Counter[str] = Counter()
     for definition in definitions:
-        graph = Graph(definition, forgetful=forgetful, operated=operated, told=told)
+        graph = Graph(definition, forgetful=forgetful, operated=operated, told=told, items=items)
         barrier_walk = Walk(graph, Barrier())
         barrier_walk.run()
         counts["places"] += len(barrier_walk.places)
@@ -203,4 +205,60 @@ def test_operators_of_sagas_that_wait_keep_the_invariants(shape: str) -> None:
     counts = walk_all(
         iter([waiting()[shape]]), forgetful=True, plain=False, told=BOUND > 1, operated=True
     )
+    assert counts[Phase.SKIPPED]
+
+
+def lists() -> dict[str, Definition]:
+    """Sagas with a list of two, in each place, and with conditions."""
+    every: Options = {"retry": ONCE, "compensation_retry": ONCE}
+    two = {"each": Input("order_ids"), "payload": {"order_id": Item()}}
+    a, b = step("a", **every), step("b", **every)
+    listed = step("l", **{**every, **two})
+    pivot = step("p", pivot=True, **{**every, **NONE})
+    beyond = step("l", **{**every, **two, **NONE, "retry": TWICE})
+    never = step("n", when=eq(Input("order_id"), "o-2"), **every)
+    always = step("y", when=eq(Input("order_id"), "o-1"), **every)
+    shapes = {
+        "list first": (listed, b),
+        "list last": (a, listed),
+        "one at a time": (a, step("l", items_at_once=1, **{**every, **two}), b),
+        "before the pivot": (listed, pivot),
+        "after the pivot": (pivot, beyond),
+        "list of waits": (wait("l", WaitFor("ok"), each=Input("order_ids")), b),
+        "skipped": (a, never, b),
+        "not skipped": (a, always, b),
+        "all skipped": (never, step("m", when=eq(Input("order_id"), "o-2"), **every)),
+        "a list that is skipped": (
+            a,
+            step("l", when=eq(Input("order_id"), "o-2"), **{**every, **two}),
+            b,
+        ),
+    }
+    return {
+        name: saga(*steps, deadline=timedelta(hours=1), input=Orders).definition
+        for name, steps in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("shape", lists())
+def test_lists_and_conditions_keep_the_invariants(shape: str) -> None:
+    """One item fails, or comes late, while the other goes on; whatever is skipped is passed over."""
+    length = 0 if shape in {"skipped", "not skipped", "all skipped"} else 2
+    items = {"l": length} if length and shape != "a list that is skipped" else {}
+    counts = walk_all(
+        iter([lists()[shape]]),
+        forgetful=True,
+        plain=False,
+        told=BOUND > 1 or shape == "list of waits",
+        items=items,
+    )
+    assert counts[Status.COMPLETED]
+    assert counts[Status.COMPENSATED] or shape == "all skipped"
+
+
+def test_a_step_that_is_skipped_early_waits_for_its_turn() -> None:
+    """Operators skip steps of a longer saga before they have begun: order holds all the same."""
+    steps = [step(name, retry=ONCE, compensation_retry=ONCE) for name in "abc"]
+    definition = saga(*steps, deadline=timedelta(hours=1)).definition
+    counts = walk_all(iter([definition]), forgetful=True, plain=False, operated=True)
     assert counts[Phase.SKIPPED]

@@ -41,6 +41,7 @@ from orchestrator.core.messages import (
     Skip,
     Tick,
 )
+from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
 from shared.ids import Direction
 from shared.messages import Reply
@@ -136,7 +137,7 @@ class Graph:
     causes are taken as one: nothing that follows looks at the difference. Small sagas are walked
     without it. With `operated`, operators do whatever they may at every moment. With `told`,
     signals come at every moment, and attempts in flight are accepted, to be completed later: a
-    completion is a reply like any other.
+    completion is a reply like any other. `items` are the lengths of the lists of its steps.
     """
 
     def __init__(
@@ -146,31 +147,33 @@ class Graph:
         forgetful: bool = False,
         operated: bool = False,
         told: bool = False,
+        items: dict[str, int] | None = None,
     ) -> None:
         self.definition = definition
         self.forgetful = forgetful
         self.operated = operated
         self.told = told
-        self.names = [planned.name for planned in definition.steps]
+        lengths = items or {}
+        state = builders.Run(definition, start=builders.START_TWO).known
+        plan = plan_of(definition, _replace(state, items=lengths))
+        self.names = [planned.name for planned in plan.steps]
         index = {name: number for number, name in enumerate(self.names)}
-        self.behind = [
-            [index[name] for name in descendants(definition, name)] for name in self.names
-        ]
+        self.behind = [[index[name] for name in descendants(plan, name)] for name in self.names]
         self.ahead = [
             [other for other in range(len(self.names)) if number in self.behind[other]]
             for number in range(len(self.names))
         ]
         self.must_go = [
-            not isinstance(planned.compensation, NothingToUndo) for planned in definition.steps
+            not isinstance(planned.compensation, NothingToUndo) for planned in plan.steps
         ]
         """Steps whose effect must not stand in a compensated saga."""
         self.quiet = frozenset(
-            number for number, planned in enumerate(definition.steps) if planned.waits
+            number for number, planned in enumerate(plan.steps) if planned.waits
         )
         """Steps that send nothing."""
         self.nodes: dict[Key, Node] = {}
         self.decisions = 0
-        first = self._edge(None, builders.START)
+        first = self._edge(None, builders.START_TWO)
         assert first is not None
         self.start = first
 
@@ -207,7 +210,7 @@ class Graph:
         return node
 
     def _signals(self, node: Node) -> Iterator[Message]:
-        for planned in self.definition.steps:
+        for planned in plan_of(self.definition, node.state).steps:
             if isinstance(planned.action, WaitFor):
                 for approved in (True, False):
                     yield Signal(name=planned.action.signal, data={"approved": approved})
@@ -256,7 +259,7 @@ class Graph:
             state.backward,
             state.paused,
             state.cause.kind if state.cause else None,
-            repr(state.signals),
+            repr((state.signals, state.items)),
             *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck) for s in steps),
             *((s.by_hand, s.accepted) for s in steps),
         )

@@ -16,6 +16,7 @@ from orchestrator.core.definition import (
     TIMED_OUT,
     Definition,
     Input,
+    Item,
     Output,
     Retry,
     Saga,
@@ -40,6 +41,7 @@ from orchestrator.core.messages import (
     Start,
     Tick,
 )
+from orchestrator.core.references import all_of, eq, exists
 from orchestrator.core.state import SagaState
 from shared.ids import Direction
 from shared.messages import (
@@ -62,6 +64,10 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 class Order(msgspec.Struct, frozen=True):
     order_id: str
     amount: int = 1
+
+
+class Boxes(msgspec.Struct, frozen=True):
+    gift: bool = False
 
 
 ORDER = Saga(
@@ -117,6 +123,32 @@ PATIENT = Saga(
             WaitFor("gift", otherwise="default", default={"wrap": False}),
             timeout=timedelta(minutes=5),
         ),
+    ),
+).definition
+
+BOXES = Saga(
+    name="golden-boxes",
+    version=1,
+    input=Boxes,
+    steps=(
+        Step("plan", "depot.plan", NOTHING_TO_UNDO),
+        Step(
+            "gift",
+            "depot.wrap",
+            "depot.unwrap",
+            when=all_of(exists(Input("gift")), eq(Input("gift"), True)),
+        ),
+        Step(
+            "pack",
+            "depot.pack",
+            "depot.unpack",
+            each=Output("plan", "boxes"),
+            items_max=3,
+            items_at_once=2,
+            payload={"size": Item("size"), "ribbon": Output("gift", "ribbon", default="none")},
+            retry=Retry(attempts=1),
+        ),
+        Step("send", "depot.send", "depot.recall", payload={"parcels": Output("pack")}),
     ),
 ).definition
 
@@ -215,6 +247,41 @@ def waits() -> dict[str, tuple[str, tuple[Told, ...]]]:
         "nobody-answered": (
             "The approval fails when its time is over; a token of an older attempt is too late.",
             (begin, DUE, complete, DUE, DUE, undone("pack"), complete),
+        ),
+    }
+
+
+def lists() -> dict[str, tuple[str, tuple[Told, ...]]]:
+    """Histories of the saga with a list."""
+    begin = Told(msgspec.structs.replace(START, input={"gift": False}, key=None), 0)
+    sizes = Succeeded(output={"boxes": [{"size": size} for size in (1, 2, 3)]})
+    no = Rejected(failure=SOLD_OUT)
+    many = Succeeded(output={"boxes": [{"size": 1}] * 4})
+    return {
+        "listed": (
+            "A step is skipped by its condition, another one runs for each of three items.",
+            (
+                begin,
+                said("plan", sizes),
+                done("pack[1]"),
+                done("pack[0]"),
+                done("pack[2]"),
+                done("send"),
+            ),
+        ),
+        "one-item-rejected": (
+            "One item is rejected: the other that had begun ends and is undone, the third never begins.",
+            (
+                begin,
+                said("plan", sizes),
+                said("pack[1]", no),
+                done("pack[0]"),
+                undone("pack[0]"),
+            ),
+        ),
+        "too-many-items": (
+            "A list that is too long rejects its step.",
+            (begin, said("plan", many)),
         ),
     }
 
@@ -352,7 +419,7 @@ def scenarios() -> dict[str, tuple[str, tuple[Told, ...]]]:
                 done("mail", 2),
             ),
         ),
-        "skipped": (
+        "skipped-steps": (
             "One step is skipped before its turn, one that gave up, and one undo is not possible.",
             (
                 done("reserve"),
@@ -406,7 +473,8 @@ def every_history() -> dict[str, GoldenHistory]:
         for name, (about, told) in scenarios().items()
     }
     patient = {name: recorded(PATIENT, about, told) for name, (about, told) in waits().items()}
-    return {**ordered, **patient}
+    listed = {name: recorded(BOXES, about, told) for name, (about, told) in lists().items()}
+    return {**ordered, **patient, **listed}
 
 
 def recorded(definition: Definition, about: str, told: tuple[Told, ...]) -> GoldenHistory:

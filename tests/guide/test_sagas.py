@@ -15,6 +15,7 @@ from kombu import Connection
 from orchestrator.core.definition import (
     NOTHING_TO_UNDO,
     Input,
+    Item,
     Output,
     Retry,
     Saga,
@@ -22,17 +23,30 @@ from orchestrator.core.definition import (
     Step,
     WaitFor,
 )
+from orchestrator.core.references import gt
 from orchestrator.views import TimerView
 from shared.codec import decode_inbound
 from shared.messages import HeartbeatRequest, Request, SignalRequest, StartRequest
-from tests.guide.shop import Shop
-from workers.sdk import Fail, Later
+from tests.guide.shop import Shop, Task
+from workers.sdk import Fail, Later, Reject
 
 
 class Order(msgspec.Struct):
     """Input of the sagas below."""
 
     order_id: str
+
+
+class Present(msgspec.Struct):
+    """Input of a saga with a condition."""
+
+    price: int
+
+
+class Tour(msgspec.Struct):
+    """Input of a saga with a list."""
+
+    hotels: list[str]
 
 
 class Appointment(msgspec.Struct):
@@ -92,6 +106,79 @@ def test_a_policy_for_each_kind_of_failure() -> None:
     saga_id = shop.start("charge-order", order_id="o-1")
     shop.wait(timedelta(minutes=5))
     assert (shop.status(saga_id), shop.step(saga_id, "charge").attempts) == ("completed", 4)
+
+
+def test_a_step_that_is_skipped_by_its_condition() -> None:
+    """Visible as skipped; whoever reads its output says what stands for it."""
+    saga = Saga(
+        name="present",
+        version=1,
+        input=Present,
+        steps=(
+            Step("wrap", "gifts.wrap", "gifts.unwrap", when=gt(Input("price"), 50)),
+            Step(
+                "send",
+                "shipping.ship",
+                "shipping.recall",
+                payload={"paper": Output("wrap", "paper", default="plain")},
+            ),
+        ),
+    )
+    papers: list[str] = []
+    tasks: dict[str, Task] = {
+        "gifts.wrap": lambda **_: {"paper": "gold"},
+        "shipping.ship": lambda **payload: papers.append(payload["paper"]),
+    }
+    shop = Shop(saga, tasks=tasks)
+    cheap, dear = shop.start("present", price=20), shop.start("present", price=70)
+    assert papers == ["plain", "gold"]
+    assert shop.step(cheap, "wrap").phase == "skipped"
+    assert shop.step(dear, "wrap").phase == "succeeded"
+
+
+def test_a_step_for_each_item_of_a_list() -> None:
+    """In parallel, two at a time; when one is refused, the others are undone."""
+
+    def book(hotel: str) -> dict[str, str]:
+        if hotel == "full":
+            raise Reject("NoRoom", hotel)
+        return {"booking": f"{hotel}-1"}
+
+    saga = Saga(
+        name="tour",
+        version=1,
+        input=Tour,
+        steps=(
+            Step(
+                "hotels",
+                "hotel.book",
+                "hotel.cancel",
+                each=Input("hotels"),
+                items_at_once=2,
+                payload={"hotel": Item()},
+            ),
+            Step("mail", "mail.send", NOTHING_TO_UNDO, payload={"bookings": Output("hotels")}),
+        ),
+    )
+    mails: list[object] = []
+    tasks: dict[str, Task] = {
+        "hotel.book": book,
+        "hotel.cancel": nothing,
+        "mail.send": lambda **payload: mails.append(payload["bookings"]),
+    }
+    shop = Shop(saga, tasks=tasks)
+    shop.start("tour", hotels=["Ritz", "Savoy", "Adlon"])
+    assert mails == [[{"booking": "Ritz-1"}, {"booking": "Savoy-1"}, {"booking": "Adlon-1"}]]
+    failed = shop.start("tour", hotels=["Ritz", "Savoy", "full"])
+    phases = {one.name: one.phase for one in shop.view(failed).steps}
+    assert shop.status(failed) == "compensated"
+    assert phases == {
+        "hotels[0]": "undone",
+        "hotels[1]": "undone",
+        "hotels[2]": "rejected",
+        "hotels": "pending",
+        "mail": "pending",
+    }
 
 
 def test_a_human_approval_with_a_deadline() -> None:
