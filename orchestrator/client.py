@@ -359,6 +359,10 @@ class Client:
         """Sagas of a trace, oldest first."""
         return self._store.find_by_trace(trace_id)
 
+    def stored_definitions(self) -> Sequence[Definition]:
+        """Definitions in the store, by name and version."""
+        return self._store.definitions()
+
     def definitions(self) -> Sequence[Definition]:
         """Definitions in the store and in code, by name and version."""
         stored = {(one.name, one.version): one for one in self._store.definitions()}

@@ -7,6 +7,7 @@ import typer
 
 from orchestrator.cli.answers import add_commands as add_answers
 from orchestrator.cli.db import make_db
+from orchestrator.cli.definitions import make_definitions
 from orchestrator.cli.demo import demo
 from orchestrator.cli.dev import dev
 from orchestrator.cli.dlq import make_dlq
@@ -15,7 +16,7 @@ from orchestrator.cli.logs import logs
 from orchestrator.cli.look import trace
 from orchestrator.cli.operate import add_commands as add_operators
 from orchestrator.cli.purge import purge
-from orchestrator.cli.sagas import cancel, definitions, list_sagas, show
+from orchestrator.cli.sagas import cancel, list_sagas, show
 from orchestrator.cli.start import start
 
 
@@ -40,7 +41,7 @@ def make_app() -> typer.Typer:
     add_operators(app)
     app.command("trace")(trace)
     app.command("logs")(logs)
-    app.command("definitions")(definitions)
+    app.add_typer(make_definitions(markup), name="definitions")
     app.add_typer(make_dlq(markup), name="dlq")
     app.command("purge")(purge)
     app.add_typer(make_db(markup), name="db")

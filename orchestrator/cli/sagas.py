@@ -1,8 +1,6 @@
-"""`saga list`, `saga show`, `saga cancel`, `saga definitions`."""
+"""`saga list`, `saga show`, `saga cancel`."""
 
-import difflib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,10 +19,6 @@ from orchestrator.cli.filters import (
 )
 from orchestrator.cli.options import Json, Limit, SagaId, user
 from shared.clock import utc_now
-from shared.errors import UnknownSaga
-
-if TYPE_CHECKING:
-    from orchestrator.core.definition import Definition
 
 
 def list_sagas(
@@ -108,34 +102,3 @@ def cancel(
         )
     else:
         output.show([output.line(f"{saga_id}  the cancel is stored; it is {state.status}")])
-
-
-def definitions(
-    name: Annotated[str | None, typer.Argument(help="Just this saga.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Show definitions with their steps."""
-    from orchestrator.cli import render
-
-    known = _known_definitions()
-    found = [one for one in known if name in {None, one.name}]
-    if name and not found:
-        near = difflib.get_close_matches(name, {one.name for one in known}, n=3, cutoff=0.5)
-        guess = f"Did you mean {', '.join(near)}?" if near else "`saga definitions` lists them."
-        raise UnknownSaga(f"There is no saga named {name!r}.", hint=guess)
-    if as_json:
-        output.show_json(found)
-        return
-    for number, one in enumerate(found):
-        output.show([*([()] if number else []), *render.definition_blocks(one)])
-
-
-def _known_definitions() -> "Sequence[Definition]":
-    """Those in code and in the store; before anything has run there are only the former."""
-    from orchestrator.bootstrap import load_sagas
-
-    if session.has_store(session.settings()):
-        with session.reading() as client:
-            return client.definitions()
-    session.import_from_here()
-    return [saga.definition for saga in load_sagas(session.settings().definitions)]

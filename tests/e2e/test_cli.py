@@ -274,6 +274,8 @@ def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
     (found,) = dev.saga("definitions", "--json").json
     assert next(step["name"] for step in found["steps"]) == "reserve-inventory"
     assert dev.saga("definitions", "place-ordre").code == 2
+    same = dev.saga("definitions", "diff", "place-order", "--json").json
+    assert (same["from"], same["to"], same["differences"]) == (1, 1, [])
     assert dev.saga("dlq", "list", "--json").json == []
     assert dev.saga("dlq", "requeue", "7").code == 2
 
