@@ -403,9 +403,14 @@ class Engine:
                 return changed, published
             batch = _Batch(self._clock(), self.store.load({one.saga_id for one in work}))
             refused = [letter for one in work if (letter := self._decide(batch, one))]
-            conflicts = self._commit(batch, [*letters, *refused])
+            letters = [*letters, *refused]
+            conflicts = self._commit(batch, letters)
             committed = [one for one in batch.changes() if one.row.saga_id not in conflicts]
-            published &= self._publish([it for one in committed for it in one.commands])
+            try:
+                published &= self._publish([it for one in committed for it in one.commands])
+            finally:
+                # Afterwards: the participants need not wait for our lines, and are told in any case.
+                self._tell(batch, committed, letters)
             self._trace([one.row for one in committed if one.row.trace_due_at])
             changed |= {one.row.saga_id: one for one in committed}
             # A new saga that lost against its twin is not tried again: the caller looks it up.
@@ -441,11 +446,14 @@ class Engine:
         except UnavailableError:
             self._published |= published
             raise
-        committed = [one for one in changes if one.row.saga_id not in conflicts]
-        journal.narrate(committed, letters)
-        metrics.committed(committed, batch.before, self.definition_of)
         metrics.set_aside(conflicts=len(conflicts), letters=len(letters))
         return conflicts
+
+    def _tell(
+        self, batch: "_Batch", committed: Sequence[Change], letters: Sequence[DeadLetter]
+    ) -> None:
+        journal.narrate(committed, letters)
+        metrics.committed(committed, batch.before, self.definition_of)
 
     def _publish(self, commands: Sequence[Command]) -> bool:
         if not commands:

@@ -33,12 +33,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from typing_extensions import override
 
 from shared.clock import monotonic, utc_now
-from shared.redis_lane import Argument, Lane, Script, packed
+from shared.redis_lane import Argument, Call, Lane, Script, packed
 
 TAKE_BYTES_MAX: Final = 8 * 1024 * 1024
 """A batch ends with the message that reaches this size, so that no script blocks Redis for long."""
 
-_SETTLE_TAGS_MAX: Final = 1_000
+SETTLE_TAGS_MAX: Final = 1_000
 """Lua's stack holds some thousands of values."""
 
 # KEYS: unacked index, unacked, lists of the queue. ARGV: now, messages, bytes, tag prefix, tail.
@@ -94,18 +94,22 @@ class QoS(kombu_redis.QoS):
 
     def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge in one transaction, whichever channel took them."""
-        for first in range(0, len(tags), _SETTLE_TAGS_MAX):
-            part = tags[first : first + _SETTLE_TAGS_MAX]
-            self.channel.run_script(_SETTLE, self._keys, part)
-            for tag in part:
-                virtual.QoS.ack(self, tag)
+        for first in range(0, len(tags), SETTLE_TAGS_MAX):
+            part = tags[first : first + SETTLE_TAGS_MAX]
+            self.channel.run_scripts((_SETTLE, self.keys, part))
+            self.forget(part)
+
+    def forget(self, tags: Iterable[str]) -> None:
+        """Do not give these back: they are settled."""
+        for tag in tags:
+            virtual.QoS.ack(self, tag)
 
     @override
     def append(self, message: Any, delivery_tag: str) -> None:
         info = message.delivery_info
         entry = dumps([message._raw, info["exchange"], info["routing_key"]])  # noqa: SLF001 - as kombu
         now = utc_now().timestamp()
-        self.channel.run_script(_APPEND, self._keys, [now, delivery_tag, entry])
+        self.channel.run_scripts((_APPEND, self.keys, [now, delivery_tag, entry]))
         virtual.QoS.append(self, message, delivery_tag)
 
     @override
@@ -113,7 +117,8 @@ class QoS(kombu_redis.QoS):
         self.settle([delivery_tag])
 
     @property
-    def _keys(self) -> list[str]:
+    def keys(self) -> list[str]:
+        """Where what is unacknowledged stands: when it was taken, and what it is."""
         return [self.unacked_index_key, self.unacked_key]
 
     @override
@@ -167,9 +172,12 @@ class Channel(kombu_redis.Channel):
                 client = self._kept_client = self._create_client()
         yield client
 
-    def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """Run a script of ours, which may run twice."""
-        return self._lane().run_script(script, [self.global_keyprefix + key for key in keys], args)
+    def run_scripts(self, *calls: Call) -> list[Any]:
+        """Run scripts of ours, which may run twice, in one round trip."""
+        prefix = self.global_keyprefix
+        return self._lane().run_scripts(
+            *((script, [prefix + key for key in keys], args) for script, keys, args in calls)
+        )
 
     def push(self, messages: Iterable[tuple[str, bytes]]) -> None:
         """Put messages into queues, in one round trip; they are there when this returns.
@@ -207,15 +215,34 @@ class Channel(kombu_redis.Channel):
         Returns:
             Empty when there was none, or when another consumer was faster.
         """
-        lists = list(dict.fromkeys(self._q_for_pri(queue, step) for step in self.priority_steps))
-        taken = self._take(queue, lists, messages_max)
+        taken = self.settle_and_take((), queue, messages_max)
         if taken or wait_seconds <= 0:
             return taken
         # From the right end to the right end: it stays where it is.
-        main = self.global_keyprefix + lists[0]
+        main = self.global_keyprefix + self._q_for_pri(queue, self.priority_steps[0])
         wait = packed("BLMOVE", main, main, "RIGHT", "RIGHT", wait_seconds)
         came = self._lane().run(wait)[0]
-        return [] if came is None else self._take(queue, lists, messages_max)
+        return [] if came is None else self.settle_and_take((), queue, messages_max)
+
+    def settle_and_take(self, tags: Sequence[str], queue: str, messages_max: int) -> list[Taken]:
+        """Acknowledge what was taken before and take what is there, in one round trip.
+
+        Args:
+            tags: What is settled; at most a thousand.
+            queue: Name of the queue.
+            messages_max: Most messages to take.
+
+        Returns:
+            What `take` returns without waiting.
+        """
+        qos = cast("QoS", self.qos)
+        call, prefix = self._taking(queue, messages_max)
+        settling = [(_SETTLE, qos.keys, tags)] if tags else []
+        raws: list[bytes] = self.run_scripts(*settling, call)[-1]
+        qos.forget(tags)
+        taken = [Taken(f"{prefix}{number}", raw) for number, raw in enumerate(raws, 1)]
+        qos.remember(taken)
+        return taken
 
     def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge what `take` returned, in one round trip."""
@@ -258,20 +285,23 @@ class Channel(kombu_redis.Channel):
             self._kept_lane = Lane(self.pool)
         return self._kept_lane
 
-    def _take(self, queue: str, lists: Sequence[str], messages_max: int) -> list[Taken]:
+    def _taking(self, queue: str, messages_max: int) -> tuple[Call, str]:
+        """A call of the script, and the beginning of the tags of what it takes."""
+        lists = list(dict.fromkeys(self._q_for_pri(queue, step) for step in self.priority_steps))
         self._tag_prefix = self._tag_prefix or uuid()
         self._takes += 1
         prefix = f"{self._tag_prefix}.{self._takes}."
         # No exchange, the queue as routing key: it goes back to this very queue.
         tail = f',"",{json.dumps(queue)}]'
-        raws: list[bytes] = self.run_script(
-            _TAKE,
-            [self.unacked_index_key, self.unacked_key, *lists],
-            [utc_now().timestamp(), messages_max, TAKE_BYTES_MAX, prefix, tail],
-        )
-        taken = [Taken(f"{prefix}{number}", raw) for number, raw in enumerate(raws, 1)]
-        cast("QoS", self.qos).remember(taken)
-        return taken
+        keys = [self.unacked_index_key, self.unacked_key, *lists]
+        arguments: list[Argument] = [
+            utc_now().timestamp(),
+            messages_max,
+            TAKE_BYTES_MAX,
+            prefix,
+            tail,
+        ]
+        return (_TAKE, keys, arguments), prefix
 
 
 class Transport(kombu_redis.Transport):

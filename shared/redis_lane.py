@@ -45,6 +45,10 @@ class Script:
         return packed("SCRIPT", "LOAD", self.text)
 
 
+Call = tuple[Script, Sequence[str], Sequence[Argument]]
+"""A script, its keys and its arguments."""
+
+
 class Lane:
     """One connection of a pool, from the first command until `close` or an error.
 
@@ -67,30 +71,26 @@ class Lane:
             redis.exceptions.TimeoutError: Likewise: Redis did not answer in time.
             redis.exceptions.ResponseError: Redis refused one of them; the others were carried out.
         """
-        answers = self._exchange(commands)
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise answer
-        return answers
+        return _accepted(self._exchange(commands))
 
-    def run_script(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]
-    ) -> Any:
-        """Call a script that may run twice: once more when Redis had hung up on us.
+    def run_scripts(self, *calls: Call) -> list[Any]:
+        """Call scripts, each of which may run twice, in one write; again when Redis had hung up.
 
         Raises:
             redis.exceptions.RedisError: As `run`.
         """
-        command = script.call(keys, arguments)
+        commands = [script.call(keys, arguments) for script, keys, arguments in calls]
         fresh = self._connection is None
         try:
-            return self.run(command)[0]
-        except NoScriptError:
-            return self.run(script.load(), command)[1]
+            answers = self._exchange(commands)
         except RedisConnectionError:
             if fresh:
                 raise
-            return self.run_script(script, keys, arguments)
+            return self.run_scripts(*calls)
+        for number, (script, _, _) in enumerate(calls):
+            if isinstance(answers[number], NoScriptError):
+                answers[number] = self.run(script.load(), commands[number])[1]
+        return _accepted(answers)
 
     def close(self) -> None:
         """Give the connection back; the next command takes another one."""
@@ -111,6 +111,13 @@ class Lane:
                 # An answer that was not read would be taken for that of the next command.
                 self.close()
                 raise
+
+
+def _accepted(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise answer
+    return answers
 
 
 def _answer(connection: Any) -> Any:

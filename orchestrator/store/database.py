@@ -7,10 +7,11 @@ round trip, and one that writes is between a BEGIN and a COMMIT of ours.
 import os
 import sqlite3
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import psycopg
 import sqlalchemy as sa
@@ -33,7 +34,15 @@ _POSTGRESQL: Final = {
     "tcp_user_timeout": 30_000,
 }
 _NO_TABLE: Final = ("no such table", "UndefinedTable", "no such column", "UndefinedColumn")
+_BEGIN_SQLITE: Final = "BEGIN IMMEDIATE"
 _DRIVERS: Final = ("sqlite", "postgresql+psycopg")
+
+
+class Hot(Protocol):
+    """A connection for `statements`: takes text for the driver, and lists for many rows."""
+
+    def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
+        """Run a statement; returns its rows."""
 
 
 class Database:
@@ -54,6 +63,7 @@ class Database:
         engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
         self._read = engine
         self._write = engine.execution_options(saga_write=True)
+        self._idle: deque[sa.PoolProxiedConnection] = deque()
         _opened.add(self)
 
     @contextmanager
@@ -73,6 +83,49 @@ class Database:
         with self._translated(), self._write.begin() as connection:
             yield connection
 
+    @contextmanager
+    def hot_reading(self) -> Iterator[Hot]:
+        """As `reading`, for statements as text: on SQLite straight by its driver.
+
+        SQLAlchemy's part of a statement costs 40 microseconds and that of a transaction 150,
+        where SQLite itself takes 5 for most of them.
+        """
+        if self.is_sqlite:
+            with self._driver() as connection:
+                yield _SqliteDriver(connection)
+        else:
+            with self.reading() as connection:
+                yield connection
+
+    @contextmanager
+    def hot_writing(self) -> Iterator[Hot]:
+        """As `writing`, for statements as text: on SQLite straight by its driver."""
+        if self.is_sqlite:
+            with self._driver() as connection:
+                connection.execute(_BEGIN_SQLITE)
+                # Commits; rolls back after an error.
+                with connection:
+                    yield _SqliteDriver(connection)
+        else:
+            with self.writing() as connection:
+                yield connection
+
+    @contextmanager
+    def _driver(self) -> Iterator[sqlite3.Connection]:
+        """A connection that is kept for the next who asks: taking one from the pool costs 25 µs."""
+        with self._translated():
+            try:
+                pooled = self._idle.pop()
+            except IndexError:
+                pooled = self._read.raw_connection()
+            connection: Any = pooled.driver_connection
+            try:
+                yield connection
+            except BaseException:
+                pooled.close()
+                raise
+            self._idle.append(pooled)
+
     @property
     def missing(self) -> bool:
         """Whether it is a file that does not exist: connecting would make an empty one."""
@@ -85,6 +138,8 @@ class Database:
 
     def close(self) -> None:
         """Give connections back."""
+        while self._idle:
+            self._idle.pop().close()
         self._read.dispose()
 
     def forget(self) -> None:
@@ -92,7 +147,8 @@ class Database:
 
         They are kept, not collected: SQLite must not even close in a child what its parent opened.
         """
-        _inherited.append(self._read.pool)
+        _inherited.append((self._read.pool, self._idle))
+        self._idle = deque()
         self._read.dispose(close=False)
 
     @contextmanager
@@ -114,6 +170,15 @@ class Database:
             raise self._unavailable(_reason(error)) from error
         except exc.TimeoutError as error:
             raise self._unavailable(str(error)) from error
+        except sqlite3.Error as error:
+            # The same, of the driver itself.
+            reason = _told(error)
+            if any(sign in reason for sign in _NO_TABLE):
+                raise wrong_schema(self.shown_url, "has no tables of this version") from error
+            kinds = (sqlite3.OperationalError, sqlite3.InterfaceError)
+            if not isinstance(error, kinds) and type(error) is not sqlite3.DatabaseError:
+                raise
+            raise self._unavailable(reason) from error
 
     def _unavailable(self, reason: str) -> UnavailableError:
         return UnavailableError(
@@ -122,13 +187,25 @@ class Database:
         )
 
 
+class _SqliteDriver:
+    """SQLite's driver, called as SQLAlchemy's connection is."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def exec_driver_sql(self, statement: str, parameters: Any = ()) -> sqlite3.Cursor:
+        many = isinstance(parameters, list)
+        run = self._connection.executemany if many else self._connection.execute
+        return run(statement, parameters)
+
+
 def wrong_schema(shown_url: str, what: str) -> ConfigurationError:
     """The error for a store whose schema is not this version's."""
     return ConfigurationError(f"The store {shown_url} {what}.", hint="Run `saga db upgrade`.")
 
 
 _opened: Final["weakref.WeakSet[Database]"] = weakref.WeakSet()
-_inherited: Final[list[sa.Pool]] = []
+_inherited: Final[list[object]] = []
 
 
 def _forget_connections() -> None:
@@ -142,8 +219,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _reason(error: exc.DBAPIError) -> str:
-    kind = type(error.orig).__name__
-    lines = str(error.orig).strip().splitlines()
+    return _told(error.orig)
+
+
+def _told(error: BaseException | None) -> str:
+    kind = type(error).__name__
+    lines = str(error).strip().splitlines()
     return f"{kind}: {lines[0].rstrip('.')}" if lines else kind
 
 
@@ -181,7 +262,7 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         connection.execute("PRAGMA synchronous=FULL")
 
     # A transaction that reads first and then writes could not be retried when it is busy.
-    _begin_writing(engine, "BEGIN IMMEDIATE")
+    _begin_writing(engine, _BEGIN_SQLITE)
     return engine
 
 

@@ -41,11 +41,6 @@ from orchestrator.store.tables import (
 from shared.messages import Command
 
 _SUMMARY: Final = tuple(column for column in SAGA.c if column.name != "state")
-_TRACED: Final = (
-    sa.update(SAGA)
-    .where(SAGA.c.id == sa.bindparam("saga_id"), SAGA.c.trace_due_at == sa.bindparam("exported"))
-    .values(trace_due_at=None)
-)
 _DUE: Final = (
     sa.select(SAGA.c.id)
     .where(SAGA.c.wake_at.is_not(None), SAGA.c.wake_at <= sa.bindparam("now"))
@@ -138,7 +133,7 @@ class SqlStore(Store):
         ids = rows.storable_ids(saga_ids)
         if not ids:
             return {}
-        with self.database.reading() as connection:
+        with self.database.hot_reading() as connection:
             return self._hot.load(connection, ids)
 
     @override
@@ -206,7 +201,7 @@ class SqlStore(Store):
         ids = rows.storable_ids(saga_ids)
         if not ids:
             return {}
-        with self.database.reading() as connection:
+        with self.database.hot_reading() as connection:
             return self._hot.history(connection, ids)
 
     @override
@@ -225,12 +220,11 @@ class SqlStore(Store):
         known = {change.row.saga_id for change in changes if change.expected_sequence}
         # By key: two batches that begin the same sagas must not wait for each other in a circle.
         new = sorted((change for change in changes if not change.expected_sequence), key=_identity)
-        with self.database.writing() as connection:
+        with self.database.hot_writing() as connection:
             locked = known | set(traced)
             current = self._hot.sequences(connection, locked) if locked else {}
             if traced:
-                cleared = [{"saga_id": one, "exported": due} for one, due in traced.items()]
-                connection.execute(_TRACED, cleared)
+                self._hot.clear_traces(connection, traced)
             inserted = self._hot.insert(connection, new) if new else set()
             won = [
                 change
@@ -244,7 +238,7 @@ class SqlStore(Store):
             if won or published:
                 self._hot.write(connection, won, published)
             if dead_letters:
-                connection.execute(sa.insert(SAGA_DEAD_LETTER), list(map(_letter, dead_letters)))
+                self._hot.put_aside(connection, dead_letters)
         return frozenset(change.row.saga_id for change in changes) - {
             change.row.saga_id for change in won
         }
@@ -410,14 +404,3 @@ def _picked(query: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
 def _identity(change: Change) -> tuple[str, str, str]:
     state = change.row.state
     return state.name, state.key or "", state.saga_id
-
-
-def _letter(letter: DeadLetter) -> dict[str, Any]:
-    printable = rows.printable(letter)
-    return {
-        "at": printable.at,
-        "reason": printable.reason,
-        "task": printable.task,
-        "saga_id": printable.saga_id,
-        "body": printable.body,
-    }

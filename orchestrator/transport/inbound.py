@@ -12,6 +12,7 @@ from kombu.transport.pyamqp import Channel as AmqpChannel
 from orchestrator.ports import Delivery
 from orchestrator.transport.task_message import delivery, delivery_of_envelope
 from shared.clock import monotonic
+from shared.kombu_redis import SETTLE_TAGS_MAX, Taken
 from shared.kombu_redis import Channel as CheapRedisChannel
 
 SLICE: Final = timedelta(seconds=0.25)
@@ -45,24 +46,34 @@ def inbound(connection: Connection, queue: Queue) -> Inbound:
 
 
 class _Batches:
-    """Redis by our own channel: a batch is one round trip, its acknowledgement another."""
+    """Redis by our own channel: one round trip settles a batch and takes the next one."""
 
     def __init__(self, channel: CheapRedisChannel, queue: str) -> None:
         self._channel = channel
         self._queue = queue
+        self._messages_max = 0
+        self._ahead: list[Taken] = []
 
     def receive(self, messages_max: int, timeout_seconds: float, stop: Stop) -> list[Delivery]:
+        self._messages_max = messages_max
         deadline = monotonic() + timeout_seconds
         while True:
             self._channel.restore_expired(RESTORE_EVERY.total_seconds())
             wait = 0.0 if stop() else _slice(deadline)
-            taken = self._channel.take(self._queue, messages_max, wait)
+            taken, self._ahead = self._ahead[:messages_max], self._ahead[messages_max:]
+            if not taken:
+                taken = self._channel.take(self._queue, messages_max, wait)
             if taken or wait <= 0:
                 return [delivery_of_envelope(message.raw, message.tag) for message in taken]
 
     def acknowledge(self, receipts: Sequence[Any]) -> None:
         # A tag is good on every connection.
-        self._channel.settle([receipt for receipt in receipts if isinstance(receipt, str)])
+        tags = [receipt for receipt in receipts if isinstance(receipt, str)]
+        if self._ahead or len(tags) > SETTLE_TAGS_MAX:
+            self._channel.settle(tags)
+        elif tags:
+            # Whoever acknowledges is about to receive. What is taken goes back when it does not.
+            self._ahead = self._channel.settle_and_take(tags, self._queue, self._messages_max)
 
 
 class _Receipt(NamedTuple):

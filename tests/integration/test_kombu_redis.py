@@ -253,3 +253,17 @@ def test_closing_leaves_no_connection_behind(open_channel: Open, server: redis.R
 def test_our_transports_are_chosen_for_plain_urls_only(url: str, expected: str | None) -> None:
     """Where kombu reads more out of the scheme, its own transport is kept."""
     assert transport_for(url) == expected
+
+
+def test_a_batch_is_settled_while_the_next_one_is_taken(
+    open_channel: Open, server: redis.Redis
+) -> None:
+    """What was settled is gone, what is taken is unacknowledged and comes back at a close."""
+    channel = open_channel()
+    put(channel, "a", "b", "c")
+    first = channel.take(QUEUE, 2)
+    server.script_flush()
+    second = channel.settle_and_take([message.tag for message in first], QUEUE, 2)
+    assert (len(second), server.llen(QUEUE), server.hlen("unacked")) == (1, 0, 1)
+    channel.close()
+    assert (server.llen(QUEUE), server.hlen("unacked"), server.zcard("unacked_index")) == (1, 0, 0)

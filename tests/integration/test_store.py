@@ -102,9 +102,17 @@ def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
         if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
             statements.append((statement, parameters))
 
+    straight = database._SqliteDriver.exec_driver_sql
+
+    def remembered(driver: Any, statement: str, parameters: Any = ()) -> Any:
+        remember(None, None, statement, parameters, None, isinstance(parameters, list))
+        return straight(driver, statement, parameters)
+
     engine = store.database._read
     sa.event.listen(engine, "before_cursor_execute", remember)
-    call()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(database._SqliteDriver, "exec_driver_sql", remembered)
+        call()
     sa.event.remove(engine, "before_cursor_execute", remember)
     explain = "EXPLAIN QUERY PLAN" if store.database.is_sqlite else "EXPLAIN"
     with store.database.reading() as connection:
