@@ -16,8 +16,6 @@ from shared.errors import UnknownSaga
 if TYPE_CHECKING:
     from orchestrator.core.definition import Definition
 
-_COMMANDS = ("show", "diff")
-
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the saga.")]
 
 
@@ -26,9 +24,14 @@ class _ShowsByDefault(TyperGroup):
 
     @override
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not {*args} & {*_COMMANDS, "-h", "--help"}:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["show", *args]
         return super().parse_args(ctx, args)
+
+    @override
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args and args[0] in self.commands
+        return super().resolve_command(ctx, args if known else ["show", *args])
 
 
 def make_definitions(markup: Any) -> typer.Typer:
