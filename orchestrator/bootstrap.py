@@ -73,7 +73,9 @@ def make_engine(settings: Settings, app: Celery[Any] | None = None) -> Engine:
         UnavailableError: The store cannot be reached.
     """
     catalog = Catalog(load_sagas(settings.definitions))
-    transport = CeleryTransport(app or make_celery(lambda: settings))
+    transport = CeleryTransport(
+        app or make_celery(lambda: settings), events=sorted(catalog.events())
+    )
     return Engine(
         store=make_store(settings),
         transport=transport,

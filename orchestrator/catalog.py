@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from orchestrator.core.definition import Definition, Saga
+from orchestrator.core.eventing import event_of
 from orchestrator.ports import Store
 from shared.errors import DefinitionError, UnknownSaga
 
@@ -59,6 +60,15 @@ class Catalog:
                 hint=f"{hint} `saga definitions` lists them; SAGA_DEFINITIONS names their modules.",
             )
         return saga
+
+    def starting_on(self, event: str) -> list[Saga]:
+        """The newest versions of the sagas that an event starts, by name."""
+        found = [saga for saga in self._sagas.values() if event_of(saga) == event]
+        return sorted(found, key=lambda saga: saga.name)
+
+    def events(self) -> frozenset[str]:
+        """Names of the events that start a saga."""
+        return frozenset(filter(None, map(event_of, self._sagas.values())))
 
     def keep(self, store: Store, now: datetime, saga: Saga | None = None) -> None:
         """Write definitions to the store, so that their sagas can finish without this code.

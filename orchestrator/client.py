@@ -28,11 +28,12 @@ from orchestrator.ports import DeadLetter, Delivery, SagaRow, SagaSummary
 from orchestrator.retention import Archive, purge
 from orchestrator.search import Filter, find
 from orchestrator.views import SagaView, outcome_of, saga_view
-from shared import codec
+from shared import codec, names
 from shared.clock import monotonic, pause
 from shared.errors import InputError, NotAllowed, UnknownSaga
 from shared.messages import (
     Ended,
+    EventArrived,
     Failed,
     Failure,
     Rejected,
@@ -403,10 +404,14 @@ class Client:
             SagaError: As `start`, for a start; the letter stays.
         """
         letter = self.dead_letter(number)
-        message = codec.decode_inbound(
-            letter.task, f"dead-letter-{number}", letter.body.encode(), {}
-        )
+        identity = f"dead-letter-{number}"
+        # Of an event only its name and its fields were kept.
+        known = letter.task in self._engine.catalog.events()
+        headers = {names.SAGA_EVENT_ID: identity} if known else {}
+        message = codec.decode_inbound(letter.task, identity, letter.body.encode(), headers)
         match message:
+            case EventArrived():
+                self._engine.start(self._engine.starts_of(message))
             case StartRequest():
                 self._engine.start([message])
             case Undecodable(reason=reason):

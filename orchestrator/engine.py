@@ -14,6 +14,7 @@ import structlog
 from orchestrator import journal, metrics
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
+from orchestrator.core.eventing import input_of, key_of
 from orchestrator.core.events import Event, Recorded
 from orchestrator.core.machine import Decision, decide, why_not
 from orchestrator.core.messages import (
@@ -45,13 +46,14 @@ from shared.errors import (
     UnavailableError,
     UnknownSaga,
 )
-from shared.ids import new_saga_id, new_secret
+from shared.ids import new_saga_id, new_secret, saga_id_from
 from shared.messages import (
     PROGRESS_BYTES_MAX,
     CancelRequest,
     Command,
     CompleteRequest,
     Ended,
+    EventArrived,
     Failed,
     Failure,
     HeartbeatRequest,
@@ -192,6 +194,21 @@ class Engine:
             started.append(Started(row=mine, created=created, published=published))
         return started
 
+    def starts_of(self, event: EventArrived) -> list[StartRequest]:
+        """What an event starts, idempotent by its id; empty where no saga starts on it."""
+        return [
+            StartRequest(
+                name=saga.name,
+                input=input_of(saga, event.fields),
+                key=key_of(saga, event.event_id, event.fields),
+                saga_id=saga_id_from(f"{event.event_id}:{saga.name}"),
+                traceparent=event.traceparent,
+                tracestate=event.tracestate,
+                baggage=event.baggage,
+            )
+            for saga in self.catalog.starting_on(event.name)
+        ]
+
     def cancel(self, saga_id: str, *, reason: str, by: str) -> SagaRow:
         """Ask that a saga be undone. It is a stored fact when this returns.
 
@@ -297,6 +314,8 @@ class Engine:
             match delivery.message:
                 case StartRequest() as request:
                     letters += self._start_or_letter(request, delivery)
+                case EventArrived() as event:
+                    letters += self._start_on(event, delivery)
                 case Undecodable(reason=reason):
                     letters.append(self._letter(reason, delivery))
                 case request:
@@ -308,7 +327,7 @@ class Engine:
 
     def refusal(self, delivery: Delivery) -> str:
         """Why a message for a saga cannot be acted on now; empty when it can."""
-        if isinstance(delivery.message, StartRequest | Undecodable):
+        if isinstance(delivery.message, StartRequest | EventArrived | Undecodable):
             return "It is for no saga."
         try:
             asked = self._told(delivery.message, delivery)
@@ -518,6 +537,16 @@ class Engine:
         if row is None:
             raise UnavailableError(f"Saga {asked.saga_id} was neither stored nor found.")
         return row
+
+    def _start_on(self, event: EventArrived, delivery: Delivery) -> list[DeadLetter]:
+        requests = self.starts_of(event)
+        if not requests:
+            # Nothing is lost: another version of the code may know one.
+            reason = f"No saga of this orchestrator starts on the event {event.name!r}."
+            return [self._letter(reason, delivery)]
+        return [
+            letter for request in requests for letter in self._start_or_letter(request, delivery)
+        ]
 
     def _start_or_letter(self, request: StartRequest, delivery: Delivery) -> list[DeadLetter]:
         try:

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from orchestrator.core.definition import Definition
+from orchestrator.core.eventing import published_by
 from orchestrator.core.events import (
     Recorded,
     SagaStuck,
@@ -128,7 +129,35 @@ class _Projection:
         for step in _steps(self._state.saga_id, self._history).values():
             if step.sequence > given_up_to:
                 spans += self._step(step)
+        for recorded in self._history:
+            if recorded.sequence > given_up_to:
+                spans += self._published(recorded)
         return spans
+
+    def _published(self, recorded: Recorded) -> Iterator[SpanRecord]:
+        """The sending of the events that a milestone publishes."""
+        state = self._state
+        for planned, identity in published_by(self._definition, state.saga_id, recorded.event):
+            begun_at, sent_at = self._sent.get(identity, (recorded.at, recorded.at))
+            yield self._span(
+                names.send_span(planned.event),
+                send_span_id(identity),
+                state.trace.root_span_id,
+                begun_at,
+                sent_at,
+                {
+                    **self._common,
+                    names.BUS_MESSAGE_KIND: "event",
+                    names.BUS_MESSAGE_NAME: planned.event,
+                    names.MESSAGING_SYSTEM: self._system,
+                    names.MESSAGING_DESTINATION_NAME: planned.event,
+                    names.MESSAGING_MESSAGE_ID: identity,
+                    names.MESSAGING_CONVERSATION_ID: state.saga_id,
+                    names.MESSAGING_OPERATION_NAME: names.OPERATION_SEND,
+                    names.MESSAGING_OPERATION_TYPE: names.OPERATION_SEND,
+                },
+                kind="producer",
+            )
 
     def _given_up_to(self) -> int:
         """Sequence up to which an earlier projection, made when the saga got stuck, has gone."""

@@ -11,6 +11,7 @@ from shared.ids import saga_id_from
 from shared.messages import (
     CancelRequest,
     CompleteRequest,
+    EventArrived,
     HeartbeatRequest,
     Inbound,
     Reply,
@@ -38,6 +39,7 @@ _INBOUND: Final[dict[str, msgspec.json.Decoder[Any]]] = {
     task: msgspec.json.Decoder(tuple[list[Any], kind, dict[str, Any] | None])  # type: ignore[valid-type]  # a decoder for each
     for kind, task in INBOUND_TASKS.items()
 }
+_event_bodies: Final = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], Any])
 _EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -111,11 +113,14 @@ def decode_inbound(task: str, task_id: str, body: bytes, headers: dict[str, Any]
         task: Celery task name, from the header ``task``.
         task_id: Celery task id, from the header ``id``.
         body: Raw body, ``[args, kwargs, embed]`` as JSON.
-        headers: The caller's ``traceparent``, ``tracestate`` and ``baggage``, read and checked.
+        headers: The caller's ``traceparent``, ``tracestate`` and ``baggage``, read and checked;
+            of an event its own id and name, too.
 
     Returns:
         The message, or `Undecodable` with the reason.
     """
+    if isinstance(headers.get(names.SAGA_EVENT_ID), str):
+        return _event(task, body, headers)
     decoder = _INBOUND.get(task)
     if decoder is None:
         reason = f"no task {task!r} here; expected one of {', '.join(_INBOUND)}"
@@ -133,6 +138,21 @@ def decode_inbound(task: str, task_id: str, body: bytes, headers: dict[str, Any]
             baggage=message.baggage or headers.get(names.BAGGAGE) or {},
         )
     return message
+
+
+def _event(task: str, body: bytes, headers: dict[str, Any]) -> EventArrived | Undecodable:
+    try:
+        fields = _event_bodies.decode(body)[1]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return Undecodable(reason=str(error), task=task, body=_text(body))
+    return EventArrived(
+        event_id=headers[names.SAGA_EVENT_ID],
+        name=str(headers.get(names.SAGA_MESSAGE) or task),
+        fields=fields,
+        traceparent=headers.get(names.TRACEPARENT),
+        tracestate=headers.get(names.TRACESTATE) or "",
+        baggage=headers.get(names.BAGGAGE) or {},
+    )
 
 
 def _text(body: bytes) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from shared import names
 from shared.ids import Direction
 
 FAILURE_MESSAGE_CHARS_MAX = 2_000
@@ -101,6 +102,11 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     tracestate: str = ""
     token: str = ""
     baggage: dict[str, str] = {}
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it is an event that a saga publishes: for all subscribers, with no reply."""
+        return self.queue == names.EVENTS_EXCHANGE
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +204,25 @@ class Undecodable(msgspec.Struct, frozen=True, kw_only=True):
     body: str
 
 
+class EventArrived(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of the bus that a saga may start on.
+
+    Attributes:
+        event_id: The same for every copy of it.
+        name: ``orders.created``.
+        fields: What it says.
+        traceparent: Trace of whoever published it, continued by the saga.
+    """
+
+    event_id: str
+    name: str
+    fields: dict[str, Any]
+    traceparent: str | None = None
+    tracestate: str = ""
+    baggage: dict[str, str] = {}
+
+
 Request = Reply | StartRequest | CancelRequest | SignalRequest | CompleteRequest | HeartbeatRequest
 """What can be asked of the orchestrator, or told, through the broker."""
 
-Inbound = Request | Undecodable
+Inbound = Request | EventArrived | Undecodable

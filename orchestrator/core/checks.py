@@ -11,6 +11,7 @@ from typing import Final, TypeGuard
 import msgspec
 
 from orchestrator.core.definition import Gather, Retry, Saga, Sleep, Step, WaitFor
+from orchestrator.core.eventing import eventing_problems
 from orchestrator.core.graph_checks import graph_problems
 from orchestrator.core.references import Input, Item, Literal, Output, references_in
 from shared import codec
@@ -58,7 +59,9 @@ def saga_problems(saga: Saga) -> list[str]:
     if twice or not typed:
         return found
     fields = _fields(saga.input) if _is_struct_type(saga.input) else None
-    return found + graph_problems(saga, fields)
+    found += graph_problems(saga, fields)
+    # The events are checked against a graph and an input that hold.
+    return found or eventing_problems(saga)
 
 
 # One value ------------------------------------------------------------------------------------

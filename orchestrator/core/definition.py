@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestrator.core.event_terms import PlannedPublication
 from orchestrator.core.references import (
     Condition,
     Input,
@@ -242,6 +243,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     Attributes:
         input_schema: JSON Schema of the input type, so that a change of it is seen.
         steps: In the order in which they were declared.
+        publishes: Events at milestones.
     """
 
     name: str
@@ -249,6 +251,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     deadline: timedelta | None
     input_schema: dict[str, Any]
     steps: tuple[PlannedStep, ...]
+    publishes: tuple[PlannedPublication, ...] = ()
 
     @cached_property
     def plans(self) -> dict[tuple[tuple[str, int], ...], "Definition"]:
@@ -288,6 +291,9 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         input: Type of the input; checked when a saga starts.
         steps: Run in order, unless they say `Step.after`.
         deadline: After this long a saga that has not passed its pivot is undone.
+        starts_on: An event (a subclass of `shared.bus.Event`, or `StartsOn`) that starts a saga.
+        publishes: Milestone to event, or to `Publish`: ``started``, ``completed``,
+            ``compensated``, ``stuck``, or `eventing.succeeded` of a step.
 
     Raises:
         DefinitionError: With every mistake, each named.
@@ -298,6 +304,8 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     input: type[msgspec.Struct]
     steps: tuple[Step, ...]
     deadline: timedelta | None = None
+    starts_on: Any = None
+    publishes: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
         """Report all mistakes at once."""
@@ -315,12 +323,15 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def definition(self) -> Definition:
         """The part that is stored with the sagas that run on it."""
+        from orchestrator.core.eventing import planned_publications  # as above
+
         return Definition(
             name=self.name,
             version=self.version,
             deadline=self.deadline,
             input_schema=msgspec.json.schema(self.input),
             steps=planned_steps(self.steps),
+            publishes=planned_publications(self),
         )
 
     def check_input(self, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ import msgspec
 from orchestrator.core import operators, payload, waits
 from orchestrator.core.commands import commands_of
 from orchestrator.core.definition import TIMED_OUT, Definition, PlannedStep, WaitFor
+from orchestrator.core.eventing import publications
 from orchestrator.core.events import (
     CancelRequested,
     CompensationStarted,
@@ -145,6 +146,7 @@ def decide(
         state = evolve(state, wanted)
         events.append(wanted)
         commands += commands_of(plan, state, wanted)
+    commands += publications(definition, state, events, now)
     return Decision(
         state=state,
         events=tuple(events),

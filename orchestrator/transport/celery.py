@@ -1,7 +1,7 @@
 """Celery messages over any broker that Celery speaks to; cheap on Redis and RabbitMQ."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from orchestrator.transport.link import Link
 from orchestrator.transport.outbound import Outbound, outbound, queue_of
 from shared import names
 from shared.broker_transport import transport_for
+from shared.bus.publisher import subscribe
 from shared.messages import Command
 
 REDELIVERY_AFTER: Final = timedelta(seconds=10)
@@ -46,6 +47,7 @@ class CeleryTransport:
         redelivery_after: timedelta = REDELIVERY_AFTER,
         unavailable_after: timedelta = UNAVAILABLE_AFTER,
         own_transports: bool = True,
+        events: Collection[str] = (),
     ) -> None:
         """Describe the connections; nothing is connected yet.
 
@@ -56,12 +58,14 @@ class CeleryTransport:
             unavailable_after: How long to wait for a broker that does not answer, each time.
             own_transports: Use `shared.kombu_redis` and `shared.kombu_filesystem` where they fit;
                 off, what the app is configured for.
+            events: Names of the events that come in on the same queue, from the first `receive` on.
         """
         self._app = app
         self._inbound_queue = inbound_queue
         self._redelivery_after = redelivery_after
         self._unavailable_after = unavailable_after
         self._own_transports = own_transports
+        self._events = events
         self._publishing = threading.Lock()
         self._interrupted = threading.Event()
         self._outbound: Outbound | None = None
@@ -136,6 +140,8 @@ class CeleryTransport:
         if self._inbound is None:
             queue = queue_of(self._app, self._inbound_queue)
             self._inbound = inbound(connection, queue)
+            for event in self._events:
+                subscribe(connection.default_channel, self._inbound_queue, event)
         return self._inbound
 
     def _forget_outbound(self) -> None:

@@ -170,6 +170,7 @@ class MemoryBroker:
         self._chance_fires = fires or self._by_chance
         self._advanced = 0.0
         self._clock = clock or (lambda: self._advanced)
+        self.events: list[Command] = []
         self._commands: _Queue[Command] = self._queue()
         self._inbound: _Queue[InboundMessage] = self._queue()
 
@@ -261,8 +262,11 @@ class MemoryBroker:
             raise UnavailableError("The broker in memory cannot be used: it is away.")
 
     def put_command(self, command: Command) -> None:
-        """Deliver a command."""
-        self._commands.put(command, self._clock())
+        """Deliver a command; an event is kept for whoever looks: nobody subscribes in memory."""
+        if command.is_event:
+            self.events.append(command)
+        else:
+            self._commands.put(command, self._clock())
 
     def put_some(self, commands: Sequence[Command]) -> None:
         """Deliver the first few of them, as a broker does that dies in the middle."""

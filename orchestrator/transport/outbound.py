@@ -1,6 +1,6 @@
 """Publishing: in one write on Redis, with publisher confirms on RabbitMQ, else one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError
 from kombu.transport.pyamqp import Channel as AmqpChannel
 
 from orchestrator.transport.task_message import body_of, headers_of
+from shared.bus.publisher import EVENTS, subscribers
 from shared.clock import monotonic
 from shared.envelope import CONTENT_ENCODING, CONTENT_TYPE, PERSISTENT, envelope
 from shared.kombu_redis import Channel as CheapRedisChannel
@@ -56,15 +57,12 @@ class _Pushed:
         self._origin = anon_nodename()
 
     def send(self, commands: Sequence[Command]) -> None:
-        for name in {command.queue for command in commands} - self._declared:
+        for name in _queues(commands) - self._declared:
             queue_of(self._app, name).bind(self._channel).declare()
             self._declared.add(name)
         self._channel.push(
-            (
-                command.queue,
-                envelope(command.queue, headers_of(command, self._origin), body_of(command)),
-            )
-            for command in commands
+            (queue, envelope(queue, headers_of(command, self._origin), body_of(command)))
+            for queue, command in _addressed(self._channel, commands)
         )
 
 
@@ -82,12 +80,12 @@ class _Batched:
         self._origin = anon_nodename()
 
     def send(self, commands: Sequence[Command]) -> None:
-        for name in {command.queue for command in commands} - self._declared:
+        for name in _queues(commands) - self._declared:
             queue_of(self._app, name).bind(self._channel).declare()
             self._declared.add(name)
         with self._producer.batch():
-            for command in commands:
-                _publish(self._producer, command, self._origin)
+            for queue, command in _addressed(self._channel, commands):
+                _publish(self._producer, command, self._origin, routing_key=queue)
 
 
 class _Confirmed:
@@ -115,18 +113,30 @@ class _Confirmed:
         events["basic_return"].add(self._returned)
 
     def send(self, commands: Sequence[Command]) -> None:
-        for name in {command.queue for command in commands} - self._declared:
+        for name in _queues(commands) - self._declared:
             self._declare(name)
         for command in commands:
             self._sent += 1
             self._unconfirmed.add(self._sent)
-            _publish(self._producer, command, self._origin, mandatory=True)
+            if command.is_event:
+                self._publish_event(command)
+            else:
+                options: dict[str, Any] = {"routing_key": command.queue, "mandatory": True}
+                _publish(self._producer, command, self._origin, **options)
         deadline = monotonic() + self._timeout.total_seconds()
         while self._unconfirmed:
             # Raises TimeoutError once the time is up.
             self._connection.drain_events(timeout=max(deadline - monotonic(), 0.001))
         if self._refused:
             raise OperationalError("; ".join(self._refused))
+
+    def _publish_event(self, event: Command) -> None:
+        if EVENTS.name not in self._declared:
+            EVENTS.bind(self._connection.default_channel).declare()
+            self._declared.add(EVENTS.name)
+        # That nobody subscribes is no mistake.
+        options = {"exchange": EVENTS.name, "routing_key": event.task}
+        _publish(self._producer, event, self._origin, **options)
 
     def _declare(self, name: str) -> None:
         queue = queue_of(self._app, name)
@@ -158,16 +168,27 @@ class _Confirmed:
         self._refused.append(f"the queue {routing_key!r} is gone")
 
 
+def _queues(commands: Sequence[Command]) -> set[str]:
+    return {command.queue for command in commands if not command.is_event}
+
+
+def _addressed(channel: Any, commands: Sequence[Command]) -> Iterator[tuple[str, Command]]:
+    """Each command with its queue, an event with the queue of each subscriber."""
+    for command in commands:
+        if command.is_event:
+            yield from ((queue, command) for queue in subscribers(channel, command.task))
+        else:
+            yield command.queue, command
+
+
 def _publish(producer: Producer, command: Command, origin: str, **options: Any) -> None:
     producer.publish(
         body_of(command),
-        exchange="",
-        routing_key=command.queue,
         content_type=CONTENT_TYPE,
         content_encoding=CONTENT_ENCODING,
         delivery_mode=PERSISTENT,
         headers=headers_of(command, origin),
         correlation_id=command.id,
         reply_to="",
-        **options,
+        **{"exchange": "", **options},
     )

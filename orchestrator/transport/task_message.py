@@ -21,14 +21,17 @@ def body_of(command: Command) -> bytes:
 
 
 def headers_of(command: Command, origin: str) -> dict[str, Any]:
-    """Headers of a command: those of Celery's protocol 2, and ours.
+    """Headers of a command, or of an event: those of Celery's protocol 2, and ours.
 
     Args:
         command: What is sent.
         origin: Name of the sending process, as Celery shows it.
     """
+    made = envelope.headers(task=command.task, task_id=command.id, origin=origin)
+    if command.is_event:
+        return made | _event_headers(command)
     headers: dict[str, Any] = {
-        **envelope.headers(task=command.task, task_id=command.id, origin=origin),
+        **made,
         names.SAGA_ID: command.saga_id,
         names.SAGA_NAME: command.saga_name,
         names.SAGA_VERSION: command.saga_version,
@@ -41,6 +44,18 @@ def headers_of(command: Command, origin: str) -> dict[str, Any]:
     if command.token:
         headers[names.SAGA_TOKEN] = command.token
     propagation.inject(headers, command.traceparent, command.tracestate, command.baggage)
+    return headers
+
+
+def _event_headers(event: Command) -> dict[str, Any]:
+    headers = {
+        names.SAGA_MESSAGE: event.task,
+        names.SAGA_MESSAGE_KIND: "event",
+        names.SAGA_EVENT_ID: event.id,
+        names.SAGA_ID: event.saga_id,
+        names.SAGA_NAME: event.saga_name,
+    }
+    propagation.inject(headers, event.traceparent, event.tracestate, event.baggage)
     return headers
 
 
@@ -72,7 +87,11 @@ def delivery(
         message = Undecodable(reason=problem, task=task, body=text)
     else:
         # Replies, nearly all of what comes, continue no trace.
-        caller = header_propagator.received(headers) if task == names.START_TASK else {}
+        event = names.SAGA_EVENT_ID in headers
+        begins = event or task == names.START_TASK
+        caller = header_propagator.received(headers) if begins else {}
+        if event:
+            caller |= {key: headers.get(key) for key in (names.SAGA_EVENT_ID, names.SAGA_MESSAGE)}
         message = decode_inbound(task, _text(headers.get("id")), raw, caller)
     if isinstance(message, Undecodable):
         message = msgspec.structs.replace(message, body=text)

@@ -232,6 +232,16 @@ def subscribers(channel: Any, event: str) -> Sequence[str]:
     return sorted(set(found))
 
 
+def subscribe(channel: Any, queue: str, event: str) -> None:
+    """Bind a queue, which exists, to an event."""
+    EVENTS.bind(channel).declare()
+    state = getattr(channel, "state", None)
+    if state is not None:
+        # kombu binds once in a process, and does not look whether Redis still knows it.
+        state.binding_delete(queue, EVENTS.name, event)
+    channel.queue_bind(queue=queue, exchange=EVENTS.name, routing_key=event)
+
+
 def delete_subscriber(channel: Any, queue: str) -> None:
     """Delete a subscriber's queue, its binding, and what waits in it."""
     if not isinstance(channel, AmqpChannel):

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from shared import names
 from shared.bus.policy import RetryPolicy
-from shared.bus.publisher import EVENTS, Publisher
+from shared.bus.publisher import EVENTS, Publisher, subscribe
 from shared.bus.unknown import KeepUnknown
 from shared.contract import Kind, Message, wire_of
 from shared.errors import DefinitionError
@@ -136,11 +136,7 @@ class SubscriberQueue(Queue):
 
     @override
     def queue_bind(self, nowait: bool = False, channel: Any = None) -> None:
-        state = getattr(channel or self.channel, "state", None)
-        if state is not None:
-            # kombu binds once in a process, and does not look whether Redis still knows it.
-            state.binding_delete(self.name, EVENTS.name, self.routing_key)
-        super().queue_bind(nowait=nowait, channel=channel)
+        subscribe(channel or self.channel, str(self.name), str(self.routing_key))
 
 
 def _subscriber_queue(handling: Handling) -> Queue:
