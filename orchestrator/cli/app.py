@@ -11,6 +11,7 @@ from orchestrator.cli.definitions import make_definitions
 from orchestrator.cli.demo import demo
 from orchestrator.cli.dev import dev
 from orchestrator.cli.dlq import make_dlq
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.explaining import explain
 from orchestrator.cli.logs import logs
 from orchestrator.cli.look import trace
@@ -45,6 +46,7 @@ def make_app() -> typer.Typer:
     app.add_typer(make_dlq(markup), name="dlq")
     app.command("purge")(purge)
     app.add_typer(make_db(markup), name="db")
+    app.command("doctor")(doctor)
     app.command("dev")(dev)
     app.command("demo")(demo)
     return app

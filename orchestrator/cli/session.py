@@ -46,7 +46,7 @@ def reading() -> Iterator["Client"]:
             "where your sagas are.",
         )
     import_from_here()
-    _log_errors_only()
+    log_errors_only()
     client = make_reader(settings())
     try:
         yield client
@@ -118,10 +118,11 @@ def _log_to_file(service: str) -> None:
             rotation=logs.rotation_of(configured),
         )
         return
-    _log_errors_only()
+    log_errors_only()
 
 
-def _log_errors_only() -> None:
+def log_errors_only() -> None:
+    """Write errors to standard error, and nothing else anywhere."""
     from shared.telemetry import logs
 
     logs.configure(SERVICE, level="ERROR", fd=sys.stderr.fileno())

@@ -35,6 +35,11 @@ class ExportHealth:
             # Before the exporter's own filter, which swallows what it has said lately.
             logging.getLogger(name).filters.insert(0, self._heard)
 
+    @property
+    def reason(self) -> str:
+        """The last complaint of an exporter."""
+        return self._heard.text
+
     def complain(self, reason: str) -> None:
         """Keep a reason for the log, which the exporter did not log itself."""
         self._heard.text = reason

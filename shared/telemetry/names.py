@@ -220,6 +220,10 @@ _SYSTEMS: Final = {
 # Span names ----------------------------------------------------------------------------------
 
 
+DOCTOR_SPAN: Final = "saga.doctor"
+"""What `saga doctor` sends to see whether spans arrive."""
+
+
 def saga_span(saga_name: str) -> str:
     """Name of the root span of a saga."""
     return f"saga {saga_name}"

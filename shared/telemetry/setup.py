@@ -135,6 +135,22 @@ def emit(records: Iterable[SpanRecord]) -> None:
             pipeline.outlet.put(_Emitted(record, pipeline.resource))
 
 
+def probe(config: TracingConfig, record: SpanRecord) -> str:
+    """Export one span at once, apart from those of this process, as the configuration says.
+
+    Blocks for the configuration's ``export_timeout`` at most.
+
+    Returns:
+        Why it was not accepted; empty when it was.
+    """
+    receiver = _Receiver(config)
+    try:
+        accepted = receiver.export([_Emitted(record, _resource(config))])
+        return "" if accepted else receiver.reason or "it gave no reason"
+    finally:
+        receiver.close()
+
+
 def on_exported(callback: OnExported) -> Callable[[], None]:
     """Be told which spans given to `emit` have reached the receiver.
 
@@ -335,6 +351,11 @@ class _Receiver:
         else:
             self._health.fails(len(batch))
         return exported
+
+    @property
+    def reason(self) -> str:
+        """Why the last export failed."""
+        return self._health.reason
 
     def close(self) -> None:
         with suppress_instrumentation():
