@@ -3,6 +3,7 @@
 import json
 import urllib.parse
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ class Prometheus:
         """The sum of what an expression gives; 0 for nothing."""
         found = self._api("query", query=f"sum({expression})")["result"]
         return float(found[0]["value"][1]) if found else 0.0
+
+    def shows(self, expression: str, expected: float) -> bool:
+        """Whether an expression has that value."""
+        return self.query(expression) == expected
 
     def exemplars(self, expression: str) -> set[str]:
         """Trace ids of the exemplars of the last hour."""
@@ -151,12 +156,7 @@ def test_prometheus_reads_the_metrics_and_its_rules_fire(
             "saga_duration_seconds_count": 1,
             "saga_coordinator_up": 1,
         }.items():
-            wait_until(
-                lambda expression=expression, expected=expected: (
-                    server.query(expression) == expected
-                ),
-                what=f"{expression} to be {expected}: {server.query(expression)}",
-            )
+            wait_until(partial(server.shows, expression, expected), what=expression)
         shown = scrape(f"http://127.0.0.1:{ports['orchestrator']}/metrics")
         assert_exemplars(server, shown, traces)
 
