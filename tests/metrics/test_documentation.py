@@ -18,12 +18,16 @@ HEADER = "| metric | type | unit | labels | meaning |"
 @pytest.fixture
 def ours(registry: Registry) -> list[Instrument]:
     """Every metric of the product, those of an orchestrator's store included."""
-    assert catalog.STARTED
+    assert catalog.STARTED.name in named_metrics()
     StoreGauges(utc_now).close()
-    named = {value for key, value in vars(names).items() if key.startswith("METRIC_")}
-    found = [one for one in REGISTRY.instruments() if one.name in named]
-    assert named == {one.name for one in found}
+    found = [one for one in REGISTRY.instruments() if one.name in named_metrics()]
+    assert named_metrics() == {one.name for one in found}
     return found
+
+
+def named_metrics() -> set[str]:
+    """The names in the vocabulary."""
+    return {value for key, value in vars(names).items() if key.startswith("METRIC_")}
 
 
 def line(instrument: Instrument) -> str:
