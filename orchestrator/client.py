@@ -435,6 +435,15 @@ class Client:
         """Delete dead letters for good; returns how many there were."""
         return self._store.drop_dead_letters(numbers)
 
+    def check(self) -> None:
+        """Check that the store answers and has the schema of this version.
+
+        Raises:
+            UnavailableError: It does not answer.
+            ConfigurationError: Its schema is older or newer.
+        """
+        self._store.check()
+
     def close(self) -> None:
         """Give connections back."""
         self._engine.close()

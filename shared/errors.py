@@ -137,3 +137,5 @@ class NotAllowed(SagaError):
 
 class DecodeError(SagaError):
     """Bytes or a message cannot be read as what they claim to be."""
+
+    http_status = 400

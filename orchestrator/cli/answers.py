@@ -1,5 +1,7 @@
 """`saga signal`, `saga approve`, `saga complete`, `saga fail`: what waiting sagas wait for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,6 +9,7 @@ import typer
 from orchestrator.cli import output, session
 from orchestrator.cli.given_input import read_value
 from orchestrator.cli.options import Json, SagaId, user
+from shared.errors import DecodeError, InputError
 
 if TYPE_CHECKING:
     from orchestrator.engine import Operated
@@ -70,7 +73,7 @@ def complete(
 ) -> None:
     """Say that a step that was accepted has succeeded; late or again it changes nothing."""
     value = read_value(result, "--output")
-    with session.acting() as client:
+    with session.acting() as client, _reading_a_token():
         if undo is None:
             told = client.complete(token, value)
         else:
@@ -91,9 +94,19 @@ def fail(
     as_json: Json = False,
 ) -> None:
     """Say that a step that was accepted has failed, or was rejected."""
-    with session.acting() as client:
+    with session.acting() as client, _reading_a_token():
         told = client.fail(token, kind, message, retryable=retryable, rejected=rejected)
     _tell(told, f"the step has {'been rejected' if rejected else 'failed'}", as_json=as_json)
+
+
+@contextmanager
+def _reading_a_token() -> Iterator[None]:
+    try:
+        yield
+    except DecodeError as error:
+        raise InputError(
+            error.message, hint="The participant of the step got it, as `context.token`."
+        ) from error
 
 
 def _tell(told: "Operated", words: str, *, as_json: bool) -> None:

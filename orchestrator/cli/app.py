@@ -18,6 +18,7 @@ from orchestrator.cli.look import trace
 from orchestrator.cli.operate import add_commands as add_operators
 from orchestrator.cli.purge import purge
 from orchestrator.cli.sagas import cancel, list_sagas, show
+from orchestrator.cli.serve import serve
 from orchestrator.cli.start import start
 
 
@@ -47,6 +48,7 @@ def make_app() -> typer.Typer:
     app.command("purge")(purge)
     app.add_typer(make_db(markup), name="db")
     app.command("doctor")(doctor)
+    app.command("serve")(serve)
     app.command("dev")(dev)
     app.command("demo")(demo)
     return app

@@ -9,6 +9,7 @@ from functools import partial
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.e2e.saga_dev import SAGA, Dev, environment
@@ -224,6 +225,26 @@ def test_a_cancel_undoes_what_was_done(dev: Dev) -> None:
     again = dev.saga("cancel", saga_id, "--reason", "again", "--json")
     assert again.code == 2
     assert again.error["type"] == "NotAllowed"
+
+
+def test_a_program_starts_a_saga_over_http(dev: Dev) -> None:
+    """Without Celery; the server says where it listens, and ends with Ctrl-C."""
+    process = dev.spawn("serve", "--port", "0")
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        body = {"input": {"order_id": "o-http", "sku": "unicorn"}}
+        begun = httpx2.post(f"{url}/sagas/place-order", json=body).json()
+        wait_until(lambda: dev.status(begun["saga_id"]) == "compensated", timeout=30)
+        shown = httpx2.get(f"{url}/sagas/{begun['saga_id']}")
+        assert shown.json()["error"]["kind"] == "UnknownSku"
+        assert len(shown.headers["x-trace-id"]) == 32
+    finally:
+        process.send_signal(SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert "Traceback" not in err
+    (line,) = (one for one in dev.log("saga-http") if one.get("event") == "saga.started")
+    assert line["trace_id"] == begun["trace_id"]
 
 
 def test_what_ended_long_ago_is_purged_and_archived(dev: Dev) -> None:

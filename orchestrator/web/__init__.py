@@ -1,0 +1,1 @@
+"""The HTTP API: starts, shows and answers sagas for programs that do not speak Celery."""

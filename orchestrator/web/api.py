@@ -1,0 +1,262 @@
+"""The HTTP API as an ASGI application.
+
+    POST /sagas/{name}               {"input": {}, "key": "", "not_before": ""}     start
+    GET  /sagas/{saga_id}                                                           look
+    POST /sagas/{saga_id}/cancel     {"reason": ""}
+    POST /sagas/{saga_id}/signals    {"name": "", "data": null}
+    POST /completions                {"token": "", "output": null, "undo": null}
+    POST /failures                   {"token": "", "kind": "", "message": "",
+                                      "retryable": true, "rejected": false}
+    GET  /health
+
+Answers are JSON. An error is ``{"error": {"type", "message", "hint", "problems"}}`` with the status
+that the error carries (`shared.errors`). Every request but ``/health`` needs the header
+``Authorization: Bearer <token>`` where a token is set. A request is traced, and the saga that it
+starts continues its trace.
+"""
+
+import hmac
+import threading
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from orchestrator.client import Client
+from orchestrator.core.events import tag_of
+from orchestrator.engine import Operated
+from shared import codec
+from shared.errors import DecodeError, InputError, PayloadTooLarge, SagaError
+from shared.telemetry.http import AsgiTracing
+
+BY: Final = "http"
+"""Who asks, in the history of a saga, where the request does not say."""
+
+BODY_BYTES_SPARE: Final = 4096
+"""What a request may have around its payload."""
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class StartBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What a saga is started with."""
+
+    input: dict[str, Any] = {}
+    key: str | None = None
+    not_before: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+
+
+class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Why a saga is to be undone."""
+
+    reason: str
+    by: str = BY
+
+
+class SignalBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A signal for a saga."""
+
+    name: str
+    data: Any = None
+    by: str = BY
+
+
+class CompletionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The success of a step that was accepted; without `undo` its compensation gets the output."""
+
+    token: str
+    output: Any = None
+    undo: Any = msgspec.UNSET
+
+
+class FailureBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The failure, or the rejection, of a step that was accepted."""
+
+    token: str
+    kind: str
+    message: str = ""
+    retryable: bool = True
+    rejected: bool = False
+
+
+class Unauthorized(SagaError):
+    """The request has no token, or a wrong one."""
+
+    http_status = 401
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def make_api(client: Client, *, payload_bytes_max: int, token: str = "") -> AsgiTracing:
+    """Make the application.
+
+    Args:
+        client: Asked by one request at a time, since it is not for several threads.
+        payload_bytes_max: Largest input, output or signal; a larger body is refused unread.
+        token: What requests must carry; empty lets everybody in, so only on loopback.
+    """
+    api = _Api(client, payload_bytes_max + BODY_BYTES_SPARE, token)
+    routes = [
+        Route("/health", api.answering(api.health, authorized=False), methods=["GET"]),
+        Route("/sagas/{name}", api.answering(api.start), methods=["POST"]),
+        Route("/sagas/{saga_id}", api.answering(api.show), methods=["GET"]),
+        Route("/sagas/{saga_id}/cancel", api.answering(api.cancel), methods=["POST"]),
+        Route("/sagas/{saga_id}/signals", api.answering(api.signal), methods=["POST"]),
+        Route("/completions", api.answering(api.complete), methods=["POST"]),
+        Route("/failures", api.answering(api.fail), methods=["POST"]),
+    ]
+    return AsgiTracing(Starlette(routes=routes))
+
+
+class _Api:
+    def __init__(self, client: Client, body_bytes_max: int, token: str) -> None:
+        self._client = client
+        self._body_bytes_max = body_bytes_max
+        self._token = token
+        self._one_at_a_time = threading.Lock()
+
+    def answering(
+        self, handle: Callable[[Request, bytes], tuple[int, Any]], *, authorized: bool = True
+    ) -> Handler:
+        """An endpoint that reads the body, asks in a thread, and answers with JSON."""
+
+        async def endpoint(request: Request) -> Response:
+            try:
+                if authorized:
+                    self._authorize(request)
+                body = await self._body(request)
+                status, value = await run_in_threadpool(self._ask, handle, request, body)
+            except SagaError as error:
+                return _json(error.http_status, _described(error))
+            return _json(status, value)
+
+        return endpoint
+
+    def health(self, _request: Request, _body: bytes) -> tuple[int, Any]:
+        self._client.check()
+        return 200, {"status": "ok"}
+
+    def start(self, request: Request, body: bytes) -> tuple[int, Any]:
+        given = _read(body or b"{}", StartBody)
+        started = self._client.start(
+            request.path_params["name"],
+            given.input,
+            key=given.key,
+            not_before=given.not_before,
+        )
+        state = started.row.state
+        value = {
+            "saga_id": state.saga_id,
+            "trace_id": state.trace.trace_id,
+            "name": state.name,
+            "version": state.version,
+            "status": state.status,
+            "key": state.key,
+            "created": started.created,
+            "published": started.published,
+        }
+        return 201 if started.created else 200, value
+
+    def show(self, request: Request, _body: bytes) -> tuple[int, Any]:
+        return 200, self._client.view(request.path_params["saga_id"])
+
+    def cancel(self, request: Request, body: bytes) -> tuple[int, Any]:
+        given = _read(body, CancelBody)
+        saga_id = request.path_params["saga_id"]
+        state = self._client.cancel(saga_id, reason=given.reason, by=given.by).state
+        return 202, {
+            "saga_id": saga_id,
+            "trace_id": state.trace.trace_id,
+            "status": state.status,
+        }
+
+    def signal(self, request: Request, body: bytes) -> tuple[int, Any]:
+        given = _read(body, SignalBody)
+        saga_id = request.path_params["saga_id"]
+        return 202, _told(self._client.signal(saga_id, given.name, given.data, by=given.by))
+
+    def complete(self, _request: Request, body: bytes) -> tuple[int, Any]:
+        given = _read(body, CompletionBody)
+        return 202, _told(self._client.complete(given.token, given.output, undo=given.undo))
+
+    def fail(self, _request: Request, body: bytes) -> tuple[int, Any]:
+        given = _read(body, FailureBody)
+        told = self._client.fail(
+            given.token,
+            given.kind,
+            given.message,
+            retryable=given.retryable,
+            rejected=given.rejected,
+        )
+        return 202, _told(told)
+
+    def _ask(
+        self,
+        handle: Callable[[Request, bytes], tuple[int, Any]],
+        request: Request,
+        body: bytes,
+    ) -> tuple[int, Any]:
+        with self._one_at_a_time:
+            return handle(request, body)
+
+    def _authorize(self, request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        wanted = f"Bearer {self._token}"
+        if self._token and not hmac.compare_digest(given.encode(), wanted.encode()):
+            raise Unauthorized(
+                "The request has no valid token.",
+                hint="Send the header Authorization: Bearer with the value of SAGA_HTTP_TOKEN.",
+            )
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > self._body_bytes_max:
+                raise PayloadTooLarge(
+                    f"The body is larger than {self._body_bytes_max} bytes.",
+                    hint="Send a reference instead of the data, or raise SAGA_PAYLOAD_BYTES_MAX.",
+                )
+        return bytes(body)
+
+
+def _read(body: bytes, as_type: type[T]) -> T:
+    try:
+        return codec.decode(body, as_type)
+    except DecodeError as error:
+        raise InputError(
+            f"The body cannot be read: {error.message}.",
+            hint=f"It is a JSON object with {', '.join(as_type.__struct_fields__)}.",
+        ) from error
+
+
+def _told(told: Operated) -> dict[str, Any]:
+    state = told.row.state
+    return {
+        "saga_id": state.saga_id,
+        "trace_id": state.trace.trace_id,
+        "status": state.status,
+        "events": [tag_of(event) for event in told.events],
+    }
+
+
+def _described(error: SagaError) -> dict[str, Any]:
+    return {
+        "error": {
+            "type": type(error).__name__,
+            "message": error.message,
+            "hint": error.hint,
+            "problems": list(getattr(error, "problems", ())),
+        }
+    }
+
+
+def _json(status: int, value: Any) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
