@@ -146,16 +146,13 @@ class _Flow:
                 self._closed(message.get("code", _NORMAL_CLOSURE))
             case _:
                 pass
-        last = self._is_last(message)
-        # Before it is sent: the server tells a receiver that waits of the end while it sends.
-        self._complete = self._complete or last
         try:
             await self._send(message)
         except OSError:
             self.client_gone = True
-            self._complete = False
             raise
-        if last:
+        if self._is_last(message):
+            self._complete = True
             self._exchange.complete()
 
     def _is_last(self, message: Message) -> bool:

@@ -22,10 +22,16 @@ class Answer:
     """What came back."""
 
     status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
     sent: list[Message] = field(default_factory=list)
     raised: BaseException | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """By lower-case name; each must have been sent once."""
+        assert len(self.pairs) == len(dict(self.pairs)), self.pairs
+        return dict(self.pairs)
 
     @property
     def text(self) -> str:
@@ -88,11 +94,10 @@ async def request(
     async def send(message: Message) -> None:
         on_sent(message)
         answer.sent.append(message)
-        if "status" in message:
-            answer.status = message["status"]
-        for name, value in message.get("headers", ()):
-            assert name.decode() not in answer.headers, "sent twice"
-            answer.headers[name.decode()] = value.decode()
+        answer.status = message.get("status", answer.status)
+        answer.pairs.extend(
+            (name.decode().lower(), value.decode()) for name, value in message.get("headers", ())
+        )
         if message.get("body"):
             answer.parts.append(message["body"])
 
@@ -139,8 +144,7 @@ def wsgi_get(
 
     def start_response(status: str, found: list[tuple[str, str]], exc_info: Any = None) -> Write:
         answer.status = int(status.partition(" ")[0])
-        answer.headers = {name.lower(): value for name, value in found}
-        assert len(answer.headers) == len(found), "sent twice"
+        answer.pairs = [(name.lower(), value) for name, value in found]
         return lambda _: None
 
     body: Iterable[bytes] = ()

@@ -232,14 +232,16 @@ def test_an_exception_in_the_middle_of_the_answer(spans: Spans) -> None:
 
 def test_an_exception_that_was_answered_first(spans: Spans) -> None:
     """Frameworks answer 500 and then raise again: it is the request's own exception."""
-    sent: list[Message] = []
+    raised: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(start(500))
         await send(body("sorry"))
+        await asyncio.sleep(0.01)
+        raised.append(time.time_ns())
         raise ValueError("x")
 
-    answer = get(AsgiTracing(app), on_sent=sent.append)
+    answer = get(AsgiTracing(app))
     assert isinstance(answer.raised, ValueError)
     (span,) = spans()
     assert ("error", "ValueError", 500, ("exception",)) == (
@@ -248,6 +250,7 @@ def test_an_exception_that_was_answered_first(spans: Spans) -> None:
         span.attributes["http.response.status_code"],
         span.events,
     )
+    assert span.end_ns < raised[0]  # when the answer had ended
 
 
 def test_a_cancelled_request(spans: Spans) -> None:
