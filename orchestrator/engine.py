@@ -57,12 +57,14 @@ from shared.messages import (
     Failed,
     Failure,
     HeartbeatRequest,
+    Rejected,
     Reply,
     SignalRequest,
     StartRequest,
     Succeeded,
     Undecodable,
 )
+from shared.telemetry.redaction import redacted_text
 from shared.tokens import read_token
 
 CONFLICTS_MAX: Final = 50
@@ -594,9 +596,13 @@ class Engine:
     def _checked(self, reply: Reply, delivery: Delivery) -> Reply:
         """A reply whose output is over the limit counts as a failure: it cannot be passed on.
 
-        The SDK has checked it already; a service without the SDK may not have.
+        What a failure says to people is stored without secrets. The SDK has checked both already;
+        a service without the SDK may not have.
         """
         outcome, limit = reply.outcome, self._payload_bytes_max
+        if isinstance(outcome, Rejected | Failed):
+            shown = msgspec.structs.replace(outcome, failure=_for_people(outcome.failure))
+            return msgspec.structs.replace(reply, outcome=shown)
         # A character is four bytes at the most: a short body need not be encoded to be sure.
         if not isinstance(outcome, Succeeded) or 4 * len(delivery.body) <= limit:
             return reply
@@ -629,6 +635,14 @@ def _completion(token: str, outcome: Ended) -> Complete:
         outcome=outcome,
     )
     return Complete(reply=reply, proof=told.proof)
+
+
+def _for_people(failure: Failure) -> Failure:
+    return msgspec.structs.replace(
+        failure,
+        message=redacted_text(failure.message),
+        traceback=redacted_text(failure.traceback),
+    )
 
 
 class _Batch:

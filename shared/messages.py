@@ -15,6 +15,8 @@ from shared.ids import Direction
 
 FAILURE_MESSAGE_CHARS_MAX = 2_000
 FAILURE_TRACEBACK_CHARS_MAX = 8_000
+TRACEBACK_CHARS_READ = 4 * FAILURE_TRACEBACK_CHARS_MAX
+"""More is searched for secrets than is kept: none must hide at the edge."""
 PROGRESS_BYTES_MAX = 4_096
 
 AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]

@@ -67,7 +67,8 @@ def width() -> int:
 
 
 def show(blocks: Iterable[Block]) -> None:
-    """Write lines and tables to standard output."""
+    """Write lines and tables to standard output, without secrets and personal data."""
+    blocks = [_for_people(block) for block in blocks]
     if is_terminal():
         _paint(blocks)
     else:
@@ -79,8 +80,10 @@ def show(blocks: Iterable[Block]) -> None:
 
 
 def show_json(value: object) -> None:
-    """Write a value as JSON: one line, indented on a terminal."""
-    encoded = msgspec.json.encode(value)
+    """Write a value as JSON: one line, indented on a terminal; as `show`, without secrets."""
+    from shared.telemetry.redaction import redacted
+
+    encoded = msgspec.json.encode(redacted(msgspec.to_builtins(value)))
     if is_terminal():
         encoded = msgspec.json.format(encoded, indent=2)
     print(encoded.decode(), flush=True)
@@ -88,12 +91,26 @@ def show_json(value: object) -> None:
 
 def note(text: str) -> None:
     """Say something beside the result, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    from shared.telemetry.redaction import redacted_text
+
+    print(redacted_text(text), file=sys.stderr, flush=True)
 
 
 def as_text(blocks: Iterable[Block]) -> str:
     """Lines and tables as plain text."""
     return "\n".join(text for block in blocks for text in _plain(block))
+
+
+def _for_people(block: Block) -> Block:
+    if isinstance(block, Table):
+        return block._replace(rows=[[_hidden(piece) for piece in row] for row in block.rows])
+    return tuple(map(_hidden, block))
+
+
+def _hidden(piece: Piece) -> Piece:
+    from shared.telemetry.redaction import redacted_text
+
+    return piece._replace(text=redacted_text(piece.text))
 
 
 def _plain(block: Block) -> Iterator[str]:

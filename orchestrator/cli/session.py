@@ -1,5 +1,6 @@
 """What a command runs in: the settings, a client, and telemetry that is handed over at the end."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def reading() -> Iterator["Client"]:
     """
     from orchestrator.bootstrap import make_reader
     from shared.errors import ConfigurationError
+    from shared.telemetry import redaction
+    from shared.telemetry.environment import Environment
 
     if not has_store(settings()):
         raise ConfigurationError(
@@ -45,6 +48,7 @@ def reading() -> Iterator["Client"]:
             hint="Start `saga dev` in this folder, or set SAGA_HOME or SAGA_DATABASE_URL to "
             "where your sagas are.",
         )
+    redaction.configure(redaction.redaction_from(Environment(os.environ)))
     import_from_here()
     log_errors_only()
     client = make_reader(settings())

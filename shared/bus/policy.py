@@ -11,8 +11,11 @@ from shared.errors import DefinitionError
 from shared.messages import (
     FAILURE_MESSAGE_CHARS_MAX,
     FAILURE_TRACEBACK_CHARS_MAX,
+    TRACEBACK_CHARS_READ,
     Failure,
 )
+from shared.telemetry.current import text_of
+from shared.telemetry.redaction import redacted_text
 
 ATTEMPTS_MAX: Final = 1_000
 
@@ -74,11 +77,12 @@ def failure_of(error: BaseException) -> Failure:
     trace = "".join(traceback.format_exception(error))
     return Failure(
         kind=type(error).__name__,
-        message=str(error)[:FAILURE_MESSAGE_CHARS_MAX],
-        traceback=trace[-FAILURE_TRACEBACK_CHARS_MAX:],
+        message=redacted_text(text_of(error))[:FAILURE_MESSAGE_CHARS_MAX],
+        traceback=redacted_text(trace[-TRACEBACK_CHARS_READ:])[-FAILURE_TRACEBACK_CHARS_MAX:],
     )
 
 
 def failure(kind: str, message: str, *, retryable: bool) -> Failure:
-    """A failure without a traceback, its message cut to the limit."""
-    return Failure(kind=kind, message=message[:FAILURE_MESSAGE_CHARS_MAX], retryable=retryable)
+    """A failure without a traceback, its message without secrets and cut to the limit."""
+    shown = redacted_text(message)[:FAILURE_MESSAGE_CHARS_MAX]
+    return Failure(kind=kind, message=shown, retryable=retryable)

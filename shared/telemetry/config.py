@@ -21,6 +21,7 @@ from shared.errors import ConfigurationError
 from shared.telemetry import names
 from shared.telemetry.environment import Environment, is_url
 from shared.telemetry.propagation import BAGGAGE_BYTES_MAX_DEFAULT, Format, Propagation
+from shared.telemetry.redaction import Redaction, redaction_from
 
 Protocol = Literal["http", "grpc", "file"]
 Strategy = Literal["always_on", "always_off", "ratio", "adaptive"]
@@ -88,6 +89,7 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
         baggage_keys: Keys of baggage that may pass, in and out, when `propagators` has
             ``baggage``; ``*`` for all.
         baggage_bytes_max: Most that a ``baggage`` header may have with what passes.
+        redaction: What is kept out of spans and logs beside what always is.
 
     Raises:
         ConfigurationError: A field has a value that is not allowed; names it.
@@ -115,6 +117,7 @@ class TracingConfig(msgspec.Struct, frozen=True, kw_only=True):
     propagators: tuple[Format, ...] = ("tracecontext",)
     baggage_keys: tuple[str, ...] = ()
     baggage_bytes_max: int = BAGGAGE_BYTES_MAX_DEFAULT
+    redaction: Redaction = Redaction()
 
     def __post_init__(self) -> None:
         self._check("service_name", bool(self.service_name), "a name")
@@ -274,6 +277,7 @@ def tracing_config(
         ),
         otlp_headers=_headers(env),
         propagators=_propagators(env),
+        redaction=redaction_from(env),
         baggage_keys=env.words("OPENTELEMETRY_BAGGAGE_KEYS"),
         baggage_bytes_max=int(
             env.number(

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from shared.telemetry import names
 from shared.telemetry.current import error_type, text_of
+from shared.telemetry.redaction import redacted_fields, redacted_text
 
 Context = Callable[[logging.LogRecord, object], dict[str, Any]]
 """What a record belongs to, by the record and its positional arguments."""
@@ -114,17 +115,19 @@ class Line:
             error = sys.exc_info()[1]
         if isinstance(error, BaseException):
             line[names.EXCEPTION_TYPE] = error_type(error)
-        return structlog.processors.format_exc_info(None, "", line)
+        return _with_exception(line)
 
     def described(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         """The same as a processor of structlog's own formatter, for lines that people read."""
         record = event.pop("_record")
         event.pop("_from_structlog")
+        event = _with_exception(event)
         return self._described(record, event, event.pop(_POSITIONAL, None))
 
     def _described(
         self, record: logging.LogRecord, event: EventDict, positional: object
     ) -> EventDict:
+        event = dict(redacted_fields(event))
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
         line: EventDict = {
             names.LOG_TIMESTAMP: moment.replace("+00:00", "Z"),
@@ -157,9 +160,17 @@ def _filled_in(event: str, positional: tuple[Any, ...]) -> str:
     return event % (positional[0] if named else positional)
 
 
+def _with_exception(line: EventDict) -> EventDict:
+    """The same with its exception as text."""
+    line = structlog.processors.format_exc_info(None, "", line)
+    if names.LOG_EXCEPTION in line:
+        line[names.LOG_EXCEPTION] = redacted_text(str(line[names.LOG_EXCEPTION]))
+    return line
+
+
 def _encoded(line: EventDict) -> bytes:
     if _EXCEPTION in line:
-        line = structlog.processors.format_exc_info(None, "", line)
+        line = _with_exception(line)
     try:
         return _encode(line)
     except (TypeError, ValueError, RecursionError, OverflowError):

@@ -27,10 +27,14 @@ import msgspec
 from shared.errors import ConfigurationError
 from shared.telemetry import names
 from shared.telemetry.current import text_of
+from shared.telemetry.environment import Environment
 from shared.telemetry.redaction_patterns import hidden, mask_card, mask_email, mask_phone
 
 REDACTED: Final = "[redacted]"
 DEPTH_MAX: Final = 20
+SHORT_CHARS_MAX: Final = 64
+"""What was found in a text up to this length is remembered."""
+
 TEXT_CHARS_MAX: Final = 100_000
 """A longer text is cut: searching it would take time that work needs."""
 
@@ -77,6 +81,8 @@ _TRUSTED: Final = frozenset(
         *(names.BUS_MESSAGE_KIND, names.BUS_MESSAGE_NAME, names.CODE_FUNCTION_NAME),
         *(*names.LOG_SAGA_KEYS, names.LOG_TRACE_ID, names.LOG_SPAN_ID, names.LOG_TASK_ID),
         *(names.LOG_TASK_NAME, names.LOG_TIMESTAMP, names.LOG_LEVEL, names.LOG_SERVICE),
+        # What a record has of an exception becomes text later; the rest are Celery's own.
+        *("exc_info", "celery.action", "celery.task_name", "celery.state"),
     }
 )
 """Ids and names that the system makes itself: not looked into."""
@@ -135,7 +141,10 @@ class Redactor:
     def text(self, text: str) -> str:
         """A text without what is to be hidden; the same object where that is nothing."""
         # Events of a log and values of attributes come again and again.
-        return self._short(text) if len(text) <= 64 else self._searched(text)
+        if len(text) > SHORT_CHARS_MAX:
+            return self._searched(text)
+        shown = self._short(text)
+        return text if shown == text else shown  # the cache may have an equal one
 
     def fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keys and values without what is to be hidden; the same object where that is nothing."""
@@ -228,6 +237,21 @@ class Redactor:
             text = f"{text[: TEXT_CHARS_MAX - 1]}…"
         text = hidden(text)
         return self._own.sub(REDACTED, text) if self._own else text
+
+
+def redaction_from(env: Environment) -> Redaction:
+    """Read what is hidden from the environment.
+
+    Raises:
+        ConfigurationError: OPENTELEMETRY_REDACT_PATTERN is not allowed.
+    """
+    variable = "OPENTELEMETRY_REDACT_PATTERN"
+    keys = env.words("OPENTELEMETRY_REDACT_KEYS")
+    shown = env.words("OPENTELEMETRY_REDACT_SHOWN_KEYS")
+    try:
+        return Redaction(keys=keys, shown_keys=shown, pattern=env.text(variable))
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("Redaction.pattern", variable)) from error
 
 
 _active = Redactor(Redaction())

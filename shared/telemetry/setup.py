@@ -40,12 +40,13 @@ from opentelemetry.util.types import Attributes, AttributeValue
 from typing_extensions import override
 
 from shared.settings import settings
-from shared.telemetry import header_propagator, names, propagation
+from shared.telemetry import header_propagator, names, propagation, redaction
 from shared.telemetry.config import TracingConfig, tracing_config
 from shared.telemetry.health import ExportHealth
 from shared.telemetry.otlp_file import OtlpFile, encode_spans
 from shared.telemetry.outlet import Outlet, OutletStats
 from shared.telemetry.provider import CurrentProvider
+from shared.telemetry.redaction import redacted_fields, redacted_text
 from shared.telemetry.sampling import Adaptive
 from shared.telemetry.spans import SpanError, SpanRecord
 
@@ -94,6 +95,7 @@ def start(service: str, config: TracingConfig | None = None) -> None:
     _process.config = config
     if config.enabled and config.sampling_strategy == "adaptive":
         _process.adaptive = Adaptive(config.sampling_target, config.sampling_file)
+    redaction.configure(config.redaction)
     propagation.configure(config.propagation)
     header_propagator.install(should_sample)
     if trace.get_tracer_provider() is not _provider:
@@ -339,6 +341,8 @@ class _Receiver:
 
     def export(self, batch: list[ReadableSpan]) -> bool:
         try:
+            for span in batch:
+                _redact(span)
             with suppress_instrumentation():
                 exported = self._exporter.export(batch) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001 - whatever an exporter does, work goes on
@@ -369,6 +373,31 @@ class _Receiver:
                 callback(exported)
             except Exception:  # noqa: BLE001 - a subscriber's mistake must not stop the export
                 _log.exception("telemetry.on_exported_failed")
+
+
+def _redact(span: ReadableSpan) -> None:
+    """Take secrets out of a span that has ended, in the exporter's thread.
+
+    In place: it belongs to nobody else any more, and a copy would cost more than the search.
+    """
+    attributes = span._attributes or {}  # noqa: SLF001 - the SDK has no other way
+    shown = redacted_fields(attributes)
+    if shown is not attributes:
+        span._attributes = shown  # noqa: SLF001
+    if span.events:
+        span._events = tuple(map(_redacted_event, span.events))  # noqa: SLF001
+    description = span.status.description
+    if description:
+        hidden = redacted_text(description)
+        if hidden != description:
+            span._status = trace.Status(span.status.status_code, hidden)  # noqa: SLF001
+    span._name = redacted_text(span.name)  # noqa: SLF001
+
+
+def _redacted_event(event: Event) -> Event:
+    attributes = event.attributes or {}
+    shown = redacted_fields(attributes)
+    return event if shown is attributes else Event(event.name, shown, event.timestamp)
 
 
 class _FileExporter(SpanExporter):

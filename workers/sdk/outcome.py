@@ -9,9 +9,12 @@ from typing_extensions import override
 from shared.messages import (
     FAILURE_MESSAGE_CHARS_MAX,
     FAILURE_TRACEBACK_CHARS_MAX,
+    TRACEBACK_CHARS_READ,
     Failure,
     Succeeded,
 )
+from shared.telemetry.current import text_of
+from shared.telemetry.redaction import redacted_text
 
 
 class Reject(Exception):
@@ -98,14 +101,16 @@ def failure_of(error: BaseException) -> Failure:
             trace = "".join(traceback.format_exception(error))
             return Failure(
                 kind=type(error).__name__,
-                message=_cut(str(error)),
-                traceback=trace[-FAILURE_TRACEBACK_CHARS_MAX:],
+                message=_cut(redacted_text(text_of(error))),
+                traceback=redacted_text(trace[-TRACEBACK_CHARS_READ:])[
+                    -FAILURE_TRACEBACK_CHARS_MAX:
+                ],
             )
 
 
 def failure(kind: str, message: str, *, retryable: bool) -> Failure:
-    """A failure without a traceback, its message cut to the limit."""
-    return Failure(kind=kind, message=_cut(message), retryable=retryable)
+    """A failure without a traceback, its message without secrets and cut to the limit."""
+    return Failure(kind=kind, message=_cut(redacted_text(message)), retryable=retryable)
 
 
 def _cut(text: str) -> str:
