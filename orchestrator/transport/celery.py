@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+import structlog
 from celery import Celery
 from kombu import Connection
 
@@ -16,6 +17,8 @@ from shared import names
 from shared.broker_transport import transport_for
 from shared.bus.publisher import subscribe
 from shared.messages import Command
+
+log = structlog.get_logger(__name__)
 
 REDELIVERY_AFTER: Final = timedelta(seconds=10)
 """Redis: a message that an orchestrator took and did not acknowledge comes back after this.
@@ -142,6 +145,8 @@ class CeleryTransport:
             self._inbound = inbound(connection, queue)
             for event in self._events:
                 subscribe(connection.default_channel, self._inbound_queue, event)
+            if self._events:
+                log.info("events.subscribed", events=self._events)
         return self._inbound
 
     def _forget_outbound(self) -> None:

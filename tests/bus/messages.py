@@ -69,3 +69,12 @@ class OrderVanished(Event, name="orders.vanished"):
     """Nobody subscribes to it."""
 
     order_id: str
+
+
+class OrderFulfilled(Event, name="orders.fulfilled"):
+    order_id: str
+
+
+class OrderFailed(Event, name="orders.failed"):
+    order_id: str
+    why: str

@@ -23,10 +23,13 @@ from tests.bus.messages import (
     FindOrder,
     FlakyOrder,
     OrderCreated,
+    OrderFailed,
+    OrderFulfilled,
     OrderView,
     RefusedOrder,
     SlowOrder,
 )
+from workers.sdk import Participant, Reject, StepContext
 
 app = make_app("tests.bus.services", service="services", settings=settings)
 commands = CommandBus(app)
@@ -119,3 +122,24 @@ def broken(event: OrderCreated) -> None:
 def record(event: OrderCreated) -> None:
     """Keep it."""
     effect("recorded", order_id=event.order_id)
+
+
+@Participant(app).action("packing.pack")
+def pack(context: StepContext, order_id: str) -> None:
+    """A step of a saga."""
+    if order_id.startswith("unpackable"):
+        raise Reject("TooLarge")
+    effect("packed", order_id=order_id)
+
+
+@billing.subscriber(OrderFulfilled)
+def collect(event: OrderFulfilled) -> None:
+    """The saga says that it has completed."""
+    log.info("collected", order_id=event.order_id)
+    effect("collected", order_id=event.order_id)
+
+
+@billing.subscriber(OrderFailed)
+def refund(event: OrderFailed) -> None:
+    """The saga says that it was undone."""
+    effect(f"refunded: {event.why}", order_id=event.order_id)

@@ -63,7 +63,9 @@ def worker(
     process = spawn(
         [
             *(sys.executable, "-m", "celery", "-A", app, "worker"),
-            *("--without-mingle", "--without-gossip", "--without-heartbeat", *arguments),
+            *("--without-mingle", "--without-gossip", "--without-heartbeat"),
+            # On RabbitMQ two of one name wait for each other.
+            *("--hostname", f"{folder.name}@test", *arguments),
         ],
         log=folder / "output",
         env=kept

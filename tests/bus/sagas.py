@@ -1,0 +1,29 @@
+"""A saga that starts on an event and says by events how it ended."""
+
+import msgspec
+
+from orchestrator.core.definition import NOTHING_TO_UNDO, Saga, Step
+from orchestrator.core.event_terms import FromSaga, Publish
+from orchestrator.core.references import Input
+from tests.bus.messages import OrderCreated, OrderFailed, OrderFulfilled
+
+
+class FulfilOrder(msgspec.Struct):
+    """What it needs of an order."""
+
+    order_id: str
+
+
+FULFIL_ORDER = Saga(
+    name="fulfil-order",
+    version=1,
+    input=FulfilOrder,
+    starts_on=OrderCreated,
+    publishes={
+        "completed": OrderFulfilled,
+        "compensated": Publish(
+            OrderFailed, {"order_id": Input("order_id"), "why": FromSaga("error_kind")}
+        ),
+    },
+    steps=(Step("pack", action="packing.pack", compensation=NOTHING_TO_UNDO),),
+)
