@@ -84,3 +84,53 @@ def test_only_loopback_ports_are_published() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", ())]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+# Metrics --------------------------------------------------------------------------------------
+
+DEPLOY = ROOT / "deploy"
+SCRAPES: list[dict[str, Any]] = yaml.safe_load(
+    (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+)["scrape_configs"]
+
+
+def test_prometheus_scrapes_every_process_of_ours_where_it_listens() -> None:
+    """Each of our services that runs for ever, at the port that it is told to open."""
+    found = {
+        name: config["port"]
+        for scrape in SCRAPES
+        for config in scrape["dns_sd_configs"]
+        for name in config["names"]
+    }
+    wanted = {
+        name: int(service["environment"]["SAGA_METRICS_PORT"])
+        for name, service in OURS.items()
+        if service["command"][0] == "celery"
+    }
+    assert wanted == found
+    assert all(scrape["job_name"].startswith("saga-") for scrape in SCRAPES)
+    hosts = {service["environment"]["SAGA_METRICS_HOST"] for service in OURS.values()}
+    assert {"0.0.0.0"} == hosts
+
+
+def test_alerts_and_data_sources_lead_to_services() -> None:
+    """At a port that the service publishes, too, so that people can look."""
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (manager,) = config["alerting"]["alertmanagers"]
+    urls = [f"http://{one['targets'][0]}" for one in manager["static_configs"]]
+    sources = DEPLOY / "grafana" / "provisioning" / "datasources" / "sagas.yml"
+    urls += [one["url"] for one in yaml.safe_load(sources.read_text())["datasources"]]
+    assert 3 == len(urls)
+    for parts in map(urlsplit, urls):
+        ports = SERVICES[str(parts.hostname)]["ports"]
+        assert f"127.0.0.1:{parts.port}:{parts.port}" in ports
+
+
+@pytest.mark.parametrize("name", ["prometheus", "alertmanager", "grafana"])
+def test_what_is_mounted_exists(name: str) -> None:
+    """A folder that is missing would be made, empty, by the container engine."""
+    sources = [volume.split(":")[0] for volume in SERVICES[name]["volumes"]]
+    ours = [source for source in sources if source.startswith("./")]
+    assert ours
+    assert all(any((ROOT / source).iterdir()) for source in ours)
+    assert set(sources) - set(ours) <= COMPOSE["volumes"].keys()
