@@ -5,14 +5,11 @@ Celery would declare them, where they exist: the broker refuses what differs, in
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing
 from datetime import timedelta
 from typing import Any, Final
 
-import redis
 from kombu import Connection, Queue
 from kombu.utils.url import maybe_sanitize_url
-from redis.exceptions import RedisError
 
 from orchestrator.doctor.findings import Code, Finding, advise, good, wrong
 from shared.broker_transport import BROKER_ERRORS
@@ -30,7 +27,7 @@ _NOT_FOUND: Final = 404
 
 def shown(url: str) -> str:
     """A broker's URL without its password."""
-    return str(maybe_sanitize_url(url))
+    return ";".join(str(maybe_sanitize_url(one)) for one in url.split(";"))
 
 
 def unreachable(url: str, error: BaseException) -> Finding:
@@ -46,14 +43,13 @@ def unreachable(url: str, error: BaseException) -> Finding:
 
 def check_redis(url: str) -> Iterator[Finding]:
     """Memory, persistence, role."""
-    options: dict[str, Any] = {
-        "socket_connect_timeout": CONNECT_SECONDS,
-        "socket_timeout": CONNECT_SECONDS,
-    }
+    options = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": CONNECT_SECONDS}
     try:
-        with closing(redis.Redis.from_url(url, **options)) as client:
-            info: Any = client.info()
-    except (RedisError, OSError, ValueError) as error:
+        # kombu's way to it: its URLs say more than a Redis client understands.
+        with Connection(url, transport_options=options) as connection:
+            channel: Any = connection.channel()  # tries once
+            info: Any = channel.client.info()
+    except (*BROKER_ERRORS, ValueError) as error:
         yield unreachable(url, error)
         return
     yield good(CHECK, f"Redis {info.get('redis_version')} answers at {shown(url)}.")
@@ -66,6 +62,24 @@ def check_redis(url: str) -> Iterator[Finding]:
         )
     yield from _redis_memory(info)
     yield from _redis_persistence(info)
+
+
+def check_other(url: str) -> Iterator[Finding]:
+    """A broker that nothing more is known about: whether it answers."""
+    try:
+        with Connection(url) as connection:
+            connection.connect()
+    except KeyError as error:  # of kombu's list of transports
+        yield wrong(
+            CHECK,
+            Code.SETTING,
+            f"SAGA_BROKER_URL={shown(url)}: {error.args[0]}.",
+            "Write redis://host:6379/0 or amqp://host:5672//.",
+        )
+    except (*BROKER_ERRORS, ValueError) as error:
+        yield unreachable(url, error)
+    else:
+        yield good(CHECK, f"The broker {shown(url)} answers.")
 
 
 def _redis_memory(info: Mapping[str, Any]) -> Iterator[Finding]:
@@ -202,8 +216,7 @@ def check_rabbitmq(
     """
     try:
         with Connection(url, connect_timeout=CONNECT_SECONDS) as connection:
-            connection.ensure_connection(max_retries=1, timeout=CONNECT_SECONDS)
-            transport: Any = connection.connection
+            transport: Any = connection.connect()  # tries once
             properties: Any = transport.server_properties
             version = properties.get("version", "")
             yield good(CHECK, f"RabbitMQ {version} answers at {shown(url)}.")

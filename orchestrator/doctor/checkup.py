@@ -107,9 +107,9 @@ class Checkup:
             elif system == "rabbitmq":
                 found = list(brokers.check_rabbitmq(url, _queues(app, known), longest, where))
             else:
-                found = [good(brokers.CHECK, f"The broker is {brokers.shown(url)}.")]
+                found = list(brokers.check_other(url))
             yield from found
-            if any(one.code is Code.BROKER_UNREACHABLE for one in found):
+            if any(one.code in {Code.BROKER_UNREACHABLE, Code.SETTING} for one in found):
                 return
             workers = running.ask_workers(app)
         others = running.visibility_timeouts(workers)

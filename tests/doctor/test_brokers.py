@@ -1,7 +1,7 @@
 """Real brokers with real faults: what they would lose or send twice."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -9,9 +9,12 @@ import pytest
 import redis
 from kombu import Connection, Queue
 
-from orchestrator.doctor import brokers
+from orchestrator.bootstrap import make_celery
+from orchestrator.doctor import brokers, checkup
 from orchestrator.doctor.findings import Code, Severity
+from orchestrator.sagas.place_order import PLACE_ORDER
 from shared.embedded import free_port
+from shared.settings import Settings
 from tests.doctor.conftest import bad
 
 WRONG, ADVICE = Severity.WRONG, Severity.ADVICE
@@ -74,6 +77,12 @@ def test_a_broker_that_is_down_is_named_without_its_password() -> None:
     assert all(str(port) in one.message and "s3cret" not in one.message for one in found)
 
 
+def test_a_broker_of_another_kind() -> None:
+    """It is only seen whether it answers; a scheme that nobody knows is a wrong setting."""
+    assert bad(brokers.check_other("memory://")) == []
+    assert bad(brokers.check_other("nonsense://x")) == [(WRONG, Code.SETTING)]
+
+
 @pytest.mark.parametrize(
     "visibility_s, others, expected",
     [
@@ -110,6 +119,18 @@ def test_a_queue_that_somebody_declared_otherwise(rabbitmq_url: str) -> None:
         assert wrong.details["queue"] == "payment"
         with pytest.raises(connection.channel_errors, match="no queue 'shipping'"):
             ours[2](channel).queue_declare(passive=True)
+
+
+def test_queues_that_celery_made_are_right(rabbitmq_url: str) -> None:
+    """Whoever publishes first makes the queue; the check declares it in the same words."""
+    app = make_celery(lambda: Settings(broker_url=rabbitmq_url))
+    queues = checkup._queues(app, [PLACE_ORDER.definition])
+    with closing(app):
+        for queue in queues:
+            app.send_task("a.task", queue=queue.name)
+        found = list(brokers.check_rabbitmq(rabbitmq_url, queues, timedelta(seconds=1), STEP))
+    assert bad(found) == []
+    assert len(found) == 1 + 5 + 1
 
 
 def test_a_step_longer_than_rabbitmqs_consumer_timeout(rabbitmq_url: str) -> None:

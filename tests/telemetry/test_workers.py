@@ -14,7 +14,9 @@ import msgspec
 import pytest
 from celery import Celery
 
+from orchestrator.log_files import read_logs
 from shared.ids import new_trace_id
+from shared.telemetry.log_file import old_files
 from tests.servers.otlp import OtlpReceiver, ReceivedSpan
 from tests.servers.process import kill_tree, spawn, wait_until_ready
 from tests.waiting import wait_until
@@ -234,20 +236,33 @@ def test_grpc_where_it_is_delicate(
     worker.stop()
 
 
-def test_recycled_children_lose_no_span(
+def test_recycled_children_lose_no_span_and_no_line(
     start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:
-    """A child that ends after one task exports its span first (FACTS, L3: 1 of 20 once)."""
+    """A child that ends after one task exports its span first (FACTS, L3: 1 of 20 once).
+
+    Its log records likewise; and its lines are in the files, which all of them rotate meanwhile.
+    """
     worker = start_worker(
         *("-c", "2", "-Q", "inventory", "--max-tasks-per-child", "1"),
         **otlp_http.environment,
-        OTEL_BSP_SCHEDULE_DELAY="3600000",  # nothing goes out by itself
+        OTEL_LOGS_EXPORTER="otlp",
+        # Nothing goes out by itself.
+        OTEL_BSP_SCHEDULE_DELAY="3600000",
+        OTEL_BLRP_SCHEDULE_DELAY="3600000",
+        SAGA_LOG_FILE_BYTES_MAX="6000",
     ).ready()
     traces = worker.send("inventory.reserve", 10)
     otlp_http.wait_for(lambda spans: len(spans) >= 10, timeout=60)
     assert set(traces) == processed(otlp_http.spans()).keys()
     assert 10 == len({span.resource["service.instance.id"] for span in otlp_http.spans()})
     worker.stop()
+    assert old_files(worker.home / "logs" / "inventory.jsonl")
+    said = {"reserved", "number 0"}
+    for trace_id in traces:
+        lines = read_logs([worker.home / "logs"], trace_id=trace_id)
+        assert said < {line.fields["event"] for line in lines}
+        assert said < {one.body for one in otlp_http.logs() if one.trace_id == trace_id}
 
 
 @pytest.mark.parametrize("pool", POOLS)
