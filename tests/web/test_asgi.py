@@ -550,3 +550,30 @@ def test_a_websocket_that_is_never_answered(spans: Spans) -> None:
     assert ["response_incomplete", "client_disconnected"] == [
         span.attributes["error.type"] for span in spans()
     ]
+
+
+# Secrets ------------------------------------------------------------------------------------
+
+
+def test_planted_secrets_reach_neither_the_collector_nor_the_log(
+    spans: Spans, lines: Lines
+) -> None:
+    """In the path, the query, headers that are recorded, the agent, and an exception."""
+    planted = ("hunter2", "ada@example.org", "eyJhbGciOiJIUzI1NiJ9", "4111111111111111")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise LookupError("no user with password=hunter2 at ada@example.org")
+
+    options = HttpOptions(
+        request_headers=frozenset({"x-tenant"}), query_parameters=frozenset({"page"})
+    )
+    get(
+        AsgiTracing(app, options),
+        "/reset/ada@example.org/eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJlLXg",
+        query="token=hunter2&page=4111111111111111",
+        headers={"x-tenant": "ada@example.org", "user-agent": "x password=hunter2"},
+    )
+    (span,) = spans()
+    assert "LookupError" == span.attributes["error.type"]
+    shown = f"{span} {lines()}"
+    assert [] == [secret for secret in planted if secret in shown]

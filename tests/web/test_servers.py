@@ -106,7 +106,7 @@ def test_uvicorn(spans: Spans, lines: Lines) -> None:
     with uvicorn_serving(AsgiTracing(shop(events))) as port:
         assert ["start"] == events
         client = Client(port)
-        assert (200, "17", TRACE_ID) == client.get("/orders/17?token=1", traceparent=TRACEPARENT)
+        assert (200, "17", TRACE_ID) == client.get("/orders/17?sku=1", traceparent=TRACEPARENT)
         broken = client.get("/broken", x_request_id="r-1")
         client.close()
         go_away(port, "/endless")
@@ -133,7 +133,7 @@ def test_uvicorn(spans: Spans, lines: Lines) -> None:
     expected = {
         "http.response.status_code": 200,
         "url.path": "/orders/17",
-        "url.query": "token=REDACTED",
+        "url.query": "sku=REDACTED",
         "server.address": LOOPBACK,
         "server.port": port,
         "client.address": LOOPBACK,
