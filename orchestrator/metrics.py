@@ -60,9 +60,12 @@ def committed(
     """
     if not REGISTRY.on:
         return
-    for change in changes:
-        row = before.get(change.row.saga_id)
-        _measure(change, row.state if row else None, definition_of(change.row))
+    try:
+        for change in changes:
+            row = before.get(change.row.saga_id)
+            _measure(change, row.state if row else None, definition_of(change.row))
+    except Exception as error:  # noqa: BLE001 - it is committed: what cannot be counted must not stop it
+        REGISTRY.complain(names.METRIC_STEP_ATTEMPTS, f"a change was not counted: {error!r}")
 
 
 def set_aside(*, conflicts: int, letters: int) -> None:

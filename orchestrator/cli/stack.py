@@ -194,6 +194,10 @@ class Stack:
             told["SAGA_VISIBILITY_TIMEOUT"] = os.environ.get(
                 "SAGA_VISIBILITY_TIMEOUT", f"PT{seconds:g}S"
             )
+        if self._settings.metrics_port:
+            # Each process needs a port of its own: the orchestrator's is the one that was asked for.
+            ports = [ORCHESTRATOR, *self._participants.queues]
+            told["SAGA_METRICS_PORT"] = str(self._settings.metrics_port + ports.index(name))
         if self._is_foreign(name):
             # Celery prefers it to whatever that app has configured.
             told["CELERY_BROKER_URL"] = self._broker_url

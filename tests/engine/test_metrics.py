@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from typing_extensions import override
 
+from orchestrator import metrics
 from orchestrator.coordinator import Coordinator, Dependency
 from orchestrator.core.state import Status
 from orchestrator.metrics import SHOWN_FOR, StoreGauges
@@ -154,6 +155,18 @@ def test_dead_letters_conflicts_and_failures_to_publish(
     bench.arrive(of(saga_id, succeeded("a")))
     assert [{"": 1}] * 3 == [counts(registry, name) for name in names_of]
     assert {"action test succeeded a": 1} == counts(registry, "saga.step.attempts")
+
+
+def test_what_cannot_be_counted_does_not_stop_what_is_committed(
+    bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in counting costs a number, not a saga; the log says so."""
+    saga_id = bench.start().row.saga_id
+    monkeypatch.setattr(metrics, "_measure", lambda *_: 1 // 0)
+    bench.arrive(of(saga_id, succeeded("a")))
+    bench.arrive(of(saga_id, succeeded("b")))
+    assert bench.status(saga_id) is Status.COMPLETED
+    assert {"saga.step.attempts"} == registry._complained
 
 
 def test_the_store_is_shown_as_it_was_seen_and_not_for_ever(registry: Registry) -> None:

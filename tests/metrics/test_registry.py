@@ -1,6 +1,7 @@
 import os
 import threading
 from collections.abc import Iterable
+from functools import partial
 
 import pytest
 from opentelemetry import metrics as api
@@ -160,6 +161,14 @@ def test_an_observed_value_is_looked_up_at_each_reading(registry: Registry) -> N
     assert {(("hall", "a"),): 1, (("hall", "b"),): 2} == values(registry, "test.halls")
     end()
     assert "test.items" not in {one.name for one in registry.snapshot().families}
+
+
+def test_of_two_views_of_the_same_thing_the_largest_counts(registry: Registry) -> None:
+    """Where the rule says so: two engines in one process show one store."""
+    for value in (2, 3):
+        observe("test.seen", partial(int, value), rule="max")
+        observe("test.parts", partial(int, value))
+    assert ({(): 3}, {(): 5}) == (values(registry, "test.seen"), values(registry, "test.parts"))
 
 
 def test_a_callback_that_fails_hides_no_other_metric(registry: Registry) -> None:

@@ -1,21 +1,34 @@
 """Switching metrics on and off in this process: the endpoint, and the export over OTLP."""
 
 import http.client
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from time import monotonic
+from typing import Any
 
+import grpc
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
 )
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from typing_extensions import override
 
 from shared.errors import ConfigurationError
+from shared.settings import settings
 from shared.telemetry.metrics import counter, gauge, histogram, setup, up_down_counter
 from shared.telemetry.metrics.config import MetricsConfig
 from shared.telemetry.metrics.periodic import THREAD_NAME
@@ -23,6 +36,7 @@ from shared.telemetry.metrics.registry import Registry
 from tests.metrics.read import fetch, scrape
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
 
@@ -206,3 +220,68 @@ def test_a_collector_that_is_gone_costs_no_time() -> None:
         assert monotonic() - begin < 0.9
     # The exporter's thread gives up by itself once the connection is reset.
     wait_until(lambda: THREAD_NAME not in {one.name for one in threading.enumerate()}, timeout=30)
+
+
+def test_metrics_arrive_over_grpc() -> None:
+    """The other protocol, with its headers."""
+    requests: list[ExportMetricsServiceRequest] = []
+    metadata: list[dict[str, Any]] = []
+
+    class Service(MetricsServiceServicer):
+        @override
+        def Export(self, request: ExportMetricsServiceRequest, context: Any) -> Any:
+            requests.append(request)
+            metadata.append(dict(context.invocation_metadata()))
+            return ExportMetricsServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(max_workers=1))
+    add_MetricsServiceServicer_to_server(Service(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    setup.start(
+        config(
+            otlp_endpoint=f"http://127.0.0.1:{port}",
+            otlp_protocol="grpc",
+            otlp_headers=(("x-key", "k"),),
+        )
+    )
+    counter("test.counter").add(2)
+    setup.shutdown()
+    server.stop(None).wait()
+    (request,) = requests
+    names = [
+        metric.name
+        for resource in request.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    ]
+    assert "test.counter" in names
+    assert "k" == metadata[0]["x-key"]
+
+
+def test_a_process_that_is_no_worker_asks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call; off where nothing is set."""
+    settings.cache_clear()
+    assert "" == setup.start_from_environment("web")
+    monkeypatch.setenv("SAGA_METRICS_PORT", "0")
+    settings.cache_clear()
+    url = setup.start_from_environment("web")
+    assert "web" == scrape(url).labels("target_info")[0]["service_name"]
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+def test_a_child_that_was_spawned_writes_for_its_parent() -> None:
+    """It inherits nothing but the environment, and must not open the port that its parent has."""
+    url = setup.start(config(prometheus_port=0))
+    port = url.removesuffix("/metrics").rpartition(":")[2]
+    program = f"""
+from shared.telemetry.metrics import counter, setup
+from shared.telemetry.metrics.config import MetricsConfig
+assert "" == setup.start(MetricsConfig(resource={{}}, prometheus_port={port}))
+counter("test.spawned").add(3)
+setup.shutdown()
+"""
+    environ = {**os.environ, "FORKED_BY_MULTIPROCESSING": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=60)
+    assert 3 == scrape(url).value("test_spawned_total")

@@ -47,6 +47,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
         prometheus_host: Address that it listens on.
         otlp_endpoint: URL of the collector, for ``http`` with its path; empty for no export.
         otlp_protocol: ``http`` or ``grpc``.
+        otlp_headers: Sent with each export: those of the traces.
         export_interval: How often metrics are sent to the collector.
         export_timeout: After which one export is given up.
         shutdown_timeout: Longest that the end of a process waits for its last export.
@@ -59,6 +60,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
     prometheus_host: str = "127.0.0.1"
     otlp_endpoint: str = ""
     otlp_protocol: MetricsProtocol = "http"
+    otlp_headers: tuple[tuple[str, str], ...] = ()
     export_interval: timedelta = timedelta(seconds=60)
     export_timeout: timedelta = timedelta(seconds=10)
     shutdown_timeout: timedelta = timedelta(seconds=2)
@@ -95,6 +97,7 @@ def metrics_config(
         prometheus_host=env.text("OTEL_EXPORTER_PROMETHEUS_HOST") or settings.metrics_host,
         otlp_endpoint=endpoint,
         otlp_protocol=protocol,
+        otlp_headers=tracing.otlp_headers,
         export_interval=env.milliseconds(
             ("OTEL_METRIC_EXPORT_INTERVAL", "OPENTELEMETRY_METRICS_EXPORT_INTERVAL"),
             defaults.export_interval,

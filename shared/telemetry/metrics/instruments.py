@@ -206,7 +206,13 @@ class _Observed(Instrument):
             for one in seen:
                 with self.registry.lock:
                     labels = self.labels_of(one.attributes)
-                found[labels] = found.get(labels, 0) + one.value
+                known = found.get(labels)
+                if known is None:
+                    found[labels] = one.value
+                elif self.rule == "max":
+                    found[labels] = max(known, one.value)
+                else:
+                    found[labels] = known + one.value
         return [Series(labels, value) for labels, value in found.items()]
 
 

@@ -36,10 +36,7 @@ from shared.telemetry.metrics.config import MetricsConfig
 from shared.telemetry.metrics.registry import Registry
 from shared.telemetry.metrics.snapshot import Exemplar, Family, Snapshot
 
-_LOGGERS: Final = (
-    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-)
+_LOGGER: Final = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
 _CUMULATIVE: Final = AggregationTemporality.CUMULATIVE
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -133,9 +130,9 @@ def _exemplar(one: Exemplar) -> SdkExemplar:
 
 
 def _exporter(config: MetricsConfig) -> MetricExporter:
-    for name in _LOGGERS:
-        # One line for each attempt and each retry; ours says it once.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # One line for each attempt and each retry; ours says it once.
+    logging.getLogger(_LOGGER).setLevel(logging.CRITICAL)
+    headers = dict(config.otlp_headers) or None
     timeout = config.export_timeout.total_seconds()
     # Each is imported only where it is used: gRPC is megabytes of memory.
     if config.otlp_protocol == "grpc":
@@ -149,12 +146,12 @@ def _exporter(config: MetricsConfig) -> MetricExporter:
             OTLPMetricExporter as GrpcExporter,
         )
 
-        return GrpcExporter(endpoint=config.otlp_endpoint, timeout=timeout)
+        return GrpcExporter(endpoint=config.otlp_endpoint, timeout=timeout, headers=headers)
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
         OTLPMetricExporter as HttpExporter,
     )
 
-    return HttpExporter(endpoint=config.otlp_endpoint, timeout=timeout)
+    return HttpExporter(endpoint=config.otlp_endpoint, timeout=timeout, headers=headers)
 
 
 def _nanoseconds(seconds: float) -> int:

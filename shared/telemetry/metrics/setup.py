@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics as api
 
+from shared.settings import settings
+from shared.telemetry.config import tracing_config
 from shared.telemetry.metrics import catalog
 from shared.telemetry.metrics.children import ChildFile, Children
-from shared.telemetry.metrics.config import MetricsConfig
+from shared.telemetry.metrics.config import MetricsConfig, metrics_config
 from shared.telemetry.metrics.meter import RegistryMeterProvider
 from shared.telemetry.metrics.periodic import Periodic
 from shared.telemetry.metrics.registry import REGISTRY
@@ -45,6 +47,22 @@ def start(config: MetricsConfig) -> str:
     if not config.on or _process.config is not None:
         return _process.url
     return _process.start(config)
+
+
+def start_from_environment(service: str) -> str:
+    """Record and export metrics in a process that is no Celery worker: a web server, a script.
+
+    Args:
+        service: ``service.name``, unless the environment has one.
+
+    Returns:
+        URL for Prometheus; empty where there is none.
+
+    Raises:
+        ConfigurationError: A variable has a value that is not allowed, or the port is taken.
+    """
+    tracing = tracing_config(service, home=settings().home)
+    return start(metrics_config(tracing, settings()))
 
 
 def start_child() -> None:
