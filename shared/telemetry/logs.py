@@ -25,6 +25,7 @@ from shared.settings import Settings
 from shared.telemetry import log_line, names
 from shared.telemetry.log_config import LogExportConfig
 from shared.telemetry.log_file import LogFile, Rotation
+from shared.telemetry.outlet import OutletStats
 from shared.telemetry.propagation import extract
 
 SUFFIX: Final = ".jsonl"
@@ -146,6 +147,12 @@ def end_export(meanwhile: Callable[[], object] = lambda: None) -> None:
         meanwhile()
     else:
         _exporter.shutdown_during(meanwhile)
+
+
+def export_stats() -> OutletStats:
+    """Log records of this process for a collector: exported, failed, dropped, waiting."""
+    stats: OutletStats = OutletStats() if _exporter is None else _exporter.stats()
+    return stats
 
 
 def rotation_of(settings: Settings) -> Rotation:

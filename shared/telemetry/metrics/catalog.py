@@ -6,8 +6,9 @@ from typing import Final
 
 from opentelemetry.metrics import Observation
 
-from shared.telemetry import names, setup
+from shared.telemetry import logs, names, setup
 from shared.telemetry.metrics import COUNTS, counter, gauge, histogram, observe, up_down_counter
+from shared.telemetry.outlet import OutletStats
 
 _SAGA: Final = (names.SAGA_NAME,)
 _STEP: Final = (names.SAGA_NAME, names.SAGA_STEP, names.SAGA_DIRECTION)
@@ -191,15 +192,14 @@ PROCESSES = up_down_counter(
 )
 
 
-def _spans() -> Iterable[Observation]:
-    found = setup.stats()
+def _by_state(found: OutletStats) -> Iterable[Observation]:
     for state in ("exported", "dropped", "failed"):
         yield Observation(getattr(found, state), {names.STATE: state})
 
 
 observe(
     names.METRIC_SPANS,
-    _spans,
+    lambda: _by_state(setup.stats()),
     unit="{span}",
     description="What became of finished spans: exported, dropped, failed.",
     labels=(names.STATE,),
@@ -210,4 +210,12 @@ observe(
     lambda: setup.stats().queued,
     unit="{span}",
     description="Spans that wait for their export.",
+)
+observe(
+    names.METRIC_LOG_RECORDS,
+    lambda: _by_state(logs.export_stats()),
+    unit="{record}",
+    description="What became of log records for a collector: exported, dropped, failed.",
+    labels=(names.STATE,),
+    counts=True,
 )
