@@ -56,6 +56,8 @@ class _Strategies(dict[str, Callable[..., Any]]):
         headers = message.headers
         kind, name = headers[names.SAGA_MESSAGE_KIND], headers[names.SAGA_MESSAGE]
         queue = str((message.delivery_info or {}).get("routing_key") or "")
+        if headers["task"] != name:
+            queue = str(headers["task"])  # addressed to a subscriber, whose queue has its name
         why = failure(
             f"Unknown{str(kind).title()}",
             f"The worker {self._consumer.hostname} of queue {queue!r} has no handler for the "
