@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from orchestrator.core.definition import Definition, Saga
+from orchestrator.core.definition import Definition, NothingToUndo, Saga, SubSaga
 from orchestrator.core.eventing import event_of
 from orchestrator.ports import Store
 from shared.errors import DefinitionError, UnknownSaga
@@ -17,7 +17,8 @@ class Catalog:
         sagas: The definitions in code. Several versions of one name may stand side by side.
 
     Raises:
-        DefinitionError: Two of them have the same name and version.
+        DefinitionError: Two of them have the same name and version, or a sub-saga is not there or
+            could not be undone.
     """
 
     def __init__(self, sagas: Iterable[Saga]) -> None:
@@ -36,6 +37,33 @@ class Catalog:
             if newest is None or newest.version < saga.version:
                 self._sagas[saga.name] = saga
         self._versions = versions
+        for saga in versions.values():
+            self._check_sub_sagas(saga.definition)
+
+    def _check_sub_sagas(self, definition: Definition) -> None:
+        """Check that what a saga is made of exists, and can be undone where it has to be."""
+        where = f"Saga {definition.name!r} version {definition.version}, step"
+        for step in definition.steps:
+            if not isinstance(step.action, SubSaga):
+                continue
+            name = step.action.name
+            sub_saga = self._sagas.get(name)
+            if sub_saga is None:
+                near = difflib.get_close_matches(name, self._sagas, n=3, cutoff=0.5)
+                raise DefinitionError(
+                    f"{where} {step.name!r}: there is no saga named {name!r}.",
+                    hint=f"Did you mean {' or '.join(near)}?" if near else "Define it, too.",
+                )
+            pivot = sub_saga.definition.pivot
+            stays = isinstance(step.compensation, NothingToUndo) or step.pivot
+            last = step.name in definition.beyond_pivot or not definition.successors[step.name]
+            if pivot is not None and not (stays or last):
+                raise DefinitionError(
+                    f"{where} {step.name!r}: the saga {name!r} has a pivot, {pivot.name!r}, and "
+                    "cannot be undone once it has completed; but a later step may fail.",
+                    hint="Make the step the last one or the pivot, or say "
+                    "compensation=NOTHING_TO_UNDO.",
+                )
 
     def __iter__(self) -> Iterator[Saga]:
         """Every definition in code, by name and version."""

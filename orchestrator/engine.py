@@ -32,6 +32,7 @@ from orchestrator.core.messages import (
     Skip,
     Start,
     Tick,
+    Undo,
 )
 from orchestrator.ports import Change, DeadLetter, Delivery, SagaRow, Store, Transport
 from orchestrator.tracing import SagaTracing
@@ -39,6 +40,7 @@ from shared import codec, faults
 from shared.clock import Clock
 from shared.errors import (
     ConfigurationError,
+    InputError,
     KeyConflict,
     NotAllowed,
     PayloadTooLarge,
@@ -57,18 +59,23 @@ from shared.messages import (
     Failed,
     Failure,
     HeartbeatRequest,
+    Parent,
     Rejected,
     Reply,
     SignalRequest,
     StartRequest,
     Succeeded,
     Undecodable,
+    UndoRequest,
 )
 from shared.telemetry.redaction import redacted_text
 from shared.tokens import read_token
 
 CONFLICTS_MAX: Final = 50
 """Times a change is decided anew because somebody else was faster, until something is wrong."""
+
+SUB_SAGA_DEPTH_MAX: Final = 8
+"""Sagas that may stand above a sub-saga: a saga that starts itself ends there."""
 
 TRACE_RETRY: Final = timedelta(seconds=30)
 """How long an export of spans may take until it counts as lost."""
@@ -314,10 +321,14 @@ class Engine:
         letters: list[DeadLetter] = []
         for delivery in deliveries:
             match delivery.message:
+                case StartRequest(parent=Parent()) as request:
+                    work += self._start_sub_saga(request, None)
                 case StartRequest() as request:
                     letters += self._start_or_letter(request, delivery)
                 case EventArrived() as event:
                     letters += self._start_on(event, delivery)
+                case UndoRequest() as request:
+                    work += self._undo(request)
                 case Undecodable(reason=reason):
                     letters.append(self._letter(reason, delivery))
                 case request:
@@ -329,7 +340,7 @@ class Engine:
 
     def refusal(self, delivery: Delivery) -> str:
         """Why a message for a saga cannot be acted on now; empty when it can."""
-        if isinstance(delivery.message, StartRequest | EventArrived | Undecodable):
+        if isinstance(delivery.message, StartRequest | EventArrived | UndoRequest | Undecodable):
             return "It is for no saga."
         try:
             asked = self._told(delivery.message, delivery)
@@ -503,7 +514,7 @@ class Engine:
 
     # Small parts ----------------------------------------------------------------------------
 
-    def _start_asked(self, request: StartRequest) -> Asked:
+    def _start_asked(self, request: StartRequest, undo: Undo | None = None) -> Asked:
         saga = self.catalog.newest(request.name)
         checked = saga.check_input(request.input)
         codec.check_size(checked, self._payload_bytes_max, f"The input of {request.name!r}")
@@ -517,6 +528,8 @@ class Engine:
             trace=trace,
             secret=new_secret(),
             not_before=request.not_before,
+            parent=request.parent,
+            undo=undo,
         )
         return Asked(saga_id=saga_id, message=message, definition=saga.definition)
 
@@ -558,6 +571,42 @@ class Engine:
         except SagaError as error:
             return [self._letter(str(error), delivery)]
         return []
+
+    # Sagas of sagas -------------------------------------------------------------------------
+
+    def _start_sub_saga(self, request: StartRequest, undo: Undo | None) -> list[Asked]:
+        """Start the saga of a step; one that cannot be started is a rejected step."""
+        parent = request.parent
+        assert parent is not None  # noqa: S101 - the caller has looked
+        try:
+            if parent.depth > SUB_SAGA_DEPTH_MAX:
+                raise InputError(
+                    f"Saga {request.name!r} would be the sub-saga of {parent.depth} others.",
+                    hint=f"At most {SUB_SAGA_DEPTH_MAX} are allowed: does it start itself?",
+                )
+            asked = self._start_asked(request, undo)
+        except UnavailableError:
+            raise
+        except SagaError as error:
+            failure = Failure(kind="SubSagaRefused", message=str(error), retryable=False)
+            return [_answered(parent, undo, Rejected(failure=failure))]
+        changed = self._advance([asked])[0].get(asked.saga_id)
+        if changed:
+            self._tracing.started(changed.row)
+        return []
+
+    def _undo(self, request: UndoRequest) -> list[Asked]:
+        """Undo a sub-saga, or see to it that it never begins: its start may come later."""
+        undo = Undo(attempt=request.attempt, reason=request.reason)
+        asked = Asked(saga_id=request.saga_id, message=undo)
+        if request.start.parent is None or self.store.load([request.saga_id]):
+            return [asked]
+        if request.began:
+            text = f"The sub-saga {request.saga_id} is not in the store any more."
+            failure = Failure(kind="SubSagaGone", message=text, retryable=False)
+            return [_answered(request.start.parent, undo, Failed(failure=failure))]
+        # Whoever was faster with its start: the message above finds it.
+        return [*self._start_sub_saga(request.start, undo), asked]
 
     def _told(self, request: _ForASaga, delivery: Delivery) -> Asked:
         """Which saga is told what.
@@ -643,6 +692,22 @@ def _for_people(failure: Failure) -> Failure:
         message=redacted_text(failure.message),
         traceback=redacted_text(failure.traceback),
     )
+
+
+def _answered(parent: Parent, undo: Undo | None, outcome: Rejected | Failed) -> Asked:
+    """What the parent of a sub-saga that does not exist is told."""
+    undone = undo is not None and undo.attempt > 0
+    ended: Ended = outcome
+    if undone and isinstance(outcome, Rejected):
+        ended = Succeeded()  # what could never begin is undone
+    reply = Reply(
+        saga_id=parent.saga_id,
+        step=parent.step,
+        direction="compensation" if undone and undo else "action",
+        attempt=undo.attempt if undone and undo else parent.attempt,
+        outcome=ended,
+    )
+    return Asked(saga_id=parent.saga_id, message=reply)
 
 
 class _Batch:

@@ -20,10 +20,13 @@ from orchestrator.core.events import (
     StepDispatched,
     StepExpanded,
     StepFailed,
+    StepRecalled,
     StepRejected,
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    UndoRefused,
+    UndoRequested,
     about,
     tag_of,
 )
@@ -42,7 +45,14 @@ _BY_OPERATORS: Final = (
     CompensationRequested,
     SagaResolved,
 )
-_WARNINGS: Final = (StepRejected, StepFailed, StepTimedOut, CancelRequested, *_BY_OPERATORS)
+_WARNINGS: Final = (
+    StepRejected,
+    StepFailed,
+    StepTimedOut,
+    CancelRequested,
+    UndoRefused,
+    *_BY_OPERATORS,
+)
 
 
 def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter] = ()) -> None:
@@ -95,12 +105,18 @@ def _context(state: SagaState, event: Event) -> dict[str, Any]:
     return context
 
 
-def _details(event: Event) -> dict[str, Any]:
+def _details(  # noqa: C901, PLR0912 - one case for each event
+    event: Event,
+) -> dict[str, Any]:
     match event:
         case SagaStarted(version=version, key=key, deadline_at=deadline_at):
             return {"saga_version": version, "key": key, "deadline_at": deadline_at}
         case StepDispatched(due_at=due_at) | StepAccepted(due_at=due_at):
             return {"due_at": due_at}
+        case (
+            StepRecalled(reason=reason) | UndoRequested(reason=reason) | UndoRefused(reason=reason)
+        ):
+            return {"reason": reason}
         case StepExpanded(items=items):
             return {"items": items}
         case StepSkipped(condition=True):

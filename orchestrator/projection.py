@@ -18,10 +18,11 @@ from typing import Final
 
 import msgspec
 
-from orchestrator.core.definition import Definition
+from orchestrator.core.definition import Definition, SubSaga
 from orchestrator.core.eventing import published_by
 from orchestrator.core.events import (
     Recorded,
+    SagaCompleted,
     SagaStuck,
     StepAccepted,
     StepDispatched,
@@ -33,7 +34,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import CauseKind, SagaState, Status
-from shared.ids import Direction, command_id, derived_span_id
+from shared.ids import Direction, command_id, derived_span_id, derived_trace_id, sub_saga_id
 from shared.messages import Execution, Failure
 from shared.telemetry import names
 from shared.telemetry.spans import AttributeValue, SpanError, SpanKind, SpanLink, SpanRecord
@@ -48,6 +49,16 @@ Sent = tuple[datetime, datetime]
 def step_span_id(saga_id: str, step: str, direction: Direction) -> str:
     """Id of the span of a step."""
     return derived_span_id(saga_id, step, direction)
+
+
+def sub_saga_trace_id(saga_id: str) -> str:
+    """Id of the trace of a sub-saga that has one of its own."""
+    return derived_trace_id(saga_id, "trace")
+
+
+def sub_saga_span_id(saga_id: str) -> str:
+    """Id of the root span of a sub-saga."""
+    return derived_span_id(saga_id, "root")
 
 
 def send_span_id(command: str) -> str:
@@ -118,6 +129,8 @@ class _Projection:
             names.SAGA_NAME: state.name,
             names.SAGA_VERSION: state.version,
         }
+        if state.parent:
+            self._common[names.SAGA_PARENT_ID] = state.parent.saga_id
         if self._reconstructed:
             self._common[names.SAGA_RECONSTRUCTED] = True
 
@@ -160,10 +173,15 @@ class _Projection:
             )
 
     def _given_up_to(self) -> int:
-        """Sequence up to which an earlier projection, made when the saga got stuck, has gone."""
+        """Sequence up to which an earlier projection, made when the saga got stuck, has gone.
+
+        Or when it completed, and was undone afterwards as a sub-saga.
+        """
         last = self._history[-1].sequence
-        stuck = [one.sequence for one in self._history if isinstance(one.event, SagaStuck)]
-        return max((number for number in stuck if number < last), default=0)
+        # Of a saga that is not sampled nothing goes out when it completes.
+        ends = SagaStuck if self._reconstructed else SagaStuck | SagaCompleted
+        earlier = [one.sequence for one in self._history if isinstance(one.event, ends)]
+        return max((number for number in earlier if number < last), default=0)
 
     def _root(self) -> SpanRecord:
         state, trace = self._state, self._state.trace
@@ -180,6 +198,7 @@ class _Projection:
             end=self._history[-1].at,
             attributes={**self._common, names.SAGA_STATUS: state.status.value},
             error=error,
+            links=_link_of(trace.link),
             tracestate=trace.tracestate,
         )
 
@@ -189,7 +208,7 @@ class _Projection:
     def _step(self, step: _StepSpan) -> Iterator[SpanRecord]:
         span_id = step_span_id(self._state.saga_id, step.step, step.direction)
         first = next(iter(step.attempts.values()))
-        common = {
+        common: dict[str, AttributeValue] = {
             **self._common,
             names.SAGA_STEP: step.step,
             names.SAGA_DIRECTION: step.direction,
@@ -198,6 +217,13 @@ class _Projection:
         if step.direction == "compensation":
             undone = step_span_id(self._state.saga_id, step.step, "action")
             links = (SpanLink(trace_id=self._state.trace.trace_id, span_id=undone),)
+        work = self._definition.by_name[step.step].action
+        if isinstance(work, SubSaga) and step.direction == "action":
+            child = sub_saga_id(self._state.saga_id, step.step, max(step.attempts))
+            common[names.SAGA_CHILD_ID] = child
+            if work.trace == "linked":
+                root = SpanLink(trace_id=sub_saga_trace_id(child), span_id=sub_saga_span_id(child))
+                links = (root,)
         yield self._span(
             names.step_span(step.step, step.direction),
             span_id,
@@ -224,7 +250,8 @@ class _Projection:
         parent: str,
         common: Mapping[str, AttributeValue],
     ) -> Iterator[SpanRecord]:
-        queue = self._definition.by_name[step.step].queue
+        planned = self._definition.by_name[step.step]
+        queue = planned.queue
         begun_at, sent_at = self._sent.get(attempt.command, (attempt.sent_at, attempt.sent_at))
         attributes = {
             **common,
@@ -248,6 +275,8 @@ class _Projection:
             },
             kind="producer",
         )
+        if isinstance(planned.action, SubSaga):
+            return  # below it stands that saga's own trace
         execution = attempt.execution
         if attempt.outcome and (execution is None or self._reconstructed):
             start, end = _times(execution, sent_at, attempt.ended_at or sent_at)
@@ -293,6 +322,13 @@ class _Projection:
             links=links,
             tracestate=self._state.trace.tracestate,
         )
+
+
+def _link_of(traceparent: str) -> tuple[SpanLink, ...]:
+    if not traceparent:
+        return ()
+    _, trace_id, span_id, _ = traceparent.split("-")
+    return (SpanLink(trace_id=trace_id, span_id=span_id),)
 
 
 def start_span(

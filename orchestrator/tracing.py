@@ -15,7 +15,7 @@ from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event, Recorded, SagaStuck, Trace
 from orchestrator.core.state import SagaState, Status
 from orchestrator.ports import SagaRow
-from orchestrator.projection import Sent, project, start_span
+from orchestrator.projection import Sent, project, start_span, sub_saga_span_id, sub_saga_trace_id
 from shared.clock import Clock
 from shared.ids import new_span_id, new_trace_id
 from shared.messages import StartRequest
@@ -75,11 +75,19 @@ class SagaTracing:
 
         What of the caller's context is malformed, or not allowed, is ignored.
         """
-        parent, tracestate = propagation.checked(request.traceparent, request.tracestate)
+        link = request.parent.link if request.parent else ""
+        continued = "" if link else request.traceparent
+        parent, tracestate = propagation.checked(continued, request.tracestate)
         trace_id = parent.trace_id if parent else new_trace_id()
+        root_span_id = new_span_id()
+        if request.parent and request.saga_id:
+            # Known to the parent beforehand, which links to it.
+            root_span_id = sub_saga_span_id(request.saga_id)
+            trace_id = sub_saga_trace_id(request.saga_id) if link else trace_id
         return Trace(
             trace_id=trace_id,
-            root_span_id=new_span_id(),
+            root_span_id=root_span_id,
+            link=link,
             parent_span_id=parent.span_id if parent else None,
             sampled=self._outlet.should_sample(
                 trace_id, parent.sampled if parent else None, name=names.saga_span(request.name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.definition import Definition, PlannedStep, Sleep, WaitFor
+from orchestrator.core.definition import Definition, PlannedStep, Sleep, SubSaga, WaitFor
 from orchestrator.core.events import (
     CancelRequested,
     CompensationRequested,
@@ -23,17 +23,21 @@ from orchestrator.core.events import (
     StepDispatched,
     StepExpanded,
     StepFailed,
+    StepRecalled,
     StepRejected,
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    UndoRefused,
+    UndoRequested,
     about,
     tag_of,
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow
-from shared.ids import Direction
+from shared.ids import Direction, sub_saga_id
+from shared.messages import Parent
 
 
 class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +63,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         by_hand: An operator said that it, or its undo, counts as done.
         accepted: Its participant has taken it on, and it is completed from elsewhere.
         progress: What the attempt in flight last said of how far it is.
+        sub_saga: Id of the saga that its last attempt started; empty for other steps.
         alive_at: When it last said that it is alive.
     """
 
@@ -76,6 +81,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     accepted: bool
     progress: Any
     alive_at: datetime | None
+    sub_saga: str
 
 
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +121,7 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
         duration_ms: From the start to the end, or to the last change so far.
         next_timer: What happens next if nothing arrives.
         paused: Nothing new begins until an operator resumes it.
+        parent: The step of another saga that it was started for.
     """
 
     saga_id: str
@@ -132,6 +139,7 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int
     next_timer: TimerView | None
     paused: bool
+    parent: Parent | None
     steps: tuple[StepView, ...]
     timeline: tuple[TimelineEntry, ...]
 
@@ -161,6 +169,7 @@ def saga_view(definition: Definition, row: SagaRow, history: Sequence[Recorded])
         duration_ms=_milliseconds(row.started_at, row.updated_at),
         next_timer=_next_timer(definition, row),
         paused=state.paused,
+        parent=state.parent,
         steps=_steps(definition, state),
         timeline=_timeline(history),
     )
@@ -204,10 +213,19 @@ def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
             accepted=step.accepted,
             progress=beat.progress if beat else None,
             alive_at=beat.at if beat else None,
+            sub_saga=sub_saga_of(planned, state),
         )
         for planned in definition.steps
         for step, beat in [(state.step(planned.name), state.beats.get(planned.name))]
     )
+
+
+def sub_saga_of(planned: PlannedStep, state: SagaState) -> str:
+    """Id of the saga that the last attempt of a step started; empty where there is none."""
+    attempt = state.step(planned.name).attempt
+    if not isinstance(planned.action, SubSaga) or not attempt:
+        return ""
+    return sub_saga_id(state.saga_id, planned.name, attempt)
 
 
 def _next_timer(definition: Definition, row: SagaRow) -> TimerView | None:
@@ -281,6 +299,10 @@ def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each eve
             return ", ".join([*said, *([f"begins at {not_before}"] if not_before else [])])
         case StepAccepted(due_at=due_at):
             return f"completed from elsewhere, until {due_at:%Y-%m-%d %H:%M:%S}"
+        case StepRecalled(reason=reason) | UndoRequested(reason=reason):
+            return reason
+        case UndoRefused(reason=reason):
+            return reason
         case StepExpanded(items=items):
             return f"for {items} items"
         case StepSkipped(condition=True):

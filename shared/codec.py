@@ -18,6 +18,7 @@ from shared.messages import (
     SignalRequest,
     StartRequest,
     Undecodable,
+    UndoRequest,
 )
 
 PAYLOAD_BYTES_MAX_DEFAULT: Final = 256 * 1024
@@ -32,6 +33,7 @@ INBOUND_TASKS: Final[dict[type, str]] = {
     SignalRequest: names.SIGNAL_TASK,
     CompleteRequest: names.COMPLETE_TASK,
     HeartbeatRequest: names.HEARTBEAT_TASK,
+    UndoRequest: names.UNDO_TASK,
 }
 """The task that carries each kind of inbound message; its keyword arguments are the fields."""
 

@@ -48,6 +48,17 @@ def new_secret() -> str:
     return os.urandom(16).hex()
 
 
+def sub_saga_id(saga_id: str, step: str, attempt: int) -> str:
+    """Id of the sub-saga that an attempt of a step starts."""
+    return saga_id_from(command_id(saga_id, step, "action", attempt))
+
+
+def derived_trace_id(*parts: object) -> str:
+    """The trace id of something that has a name; the same parts always give the same id."""
+    text = "\x00".join(map(str, parts)).encode()
+    return _nonzero(hashlib.blake2b(text, digest_size=16).digest()).hex()
+
+
 def derived_span_id(*parts: object) -> str:
     """The span id of something that has a name; the same parts always give the same id."""
     text = "\x00".join(map(str, parts)).encode()

@@ -122,6 +122,22 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     execution: Execution | None = None
 
 
+class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The step of another saga that a saga was started for: it is told how the saga ends.
+
+    Attributes:
+        depth: How many sagas stand above it.
+        link: ``traceparent`` of the attempt, where the sub-saga has a trace of its own; empty where
+            it continues that of its parent.
+    """
+
+    saga_id: str
+    step: str
+    attempt: int
+    depth: int = 1
+    link: str = ""
+
+
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A start that comes as a message (`saga.start`): from beat, or from another service.
 
@@ -132,6 +148,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
         saga_id: Id for the new saga; derived from the message's id where it is missing.
         traceparent: Trace of the caller, continued by the saga.
         not_before: When the first step begins; at once where it is missing or past.
+        parent: The step of another saga that it is started for.
         tracestate: Of the caller.
         baggage: Of the caller; what is allowed of it (`shared.telemetry.propagation`) travels on.
     """
@@ -143,6 +160,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     tracestate: str = ""
     not_before: AwareDatetime | None = None
+    parent: Parent | None = None
     baggage: dict[str, str] = {}
 
 
@@ -192,6 +210,24 @@ class HeartbeatRequest(msgspec.Struct, frozen=True, kw_only=True):
     progress: Any = None
 
 
+class UndoRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks a sub-saga to undo itself (`saga.undo`), or never to begin.
+
+    Attributes:
+        saga_id: The sub-saga.
+        start: What started it, or will: whichever message comes first.
+        attempt: Attempt of the undo, which is answered; 0 calls back a sub-saga that runs, and its
+            end is the answer.
+        began: It is known to have begun; if it is not found, it was removed.
+    """
+
+    saga_id: str
+    start: StartRequest
+    attempt: int = 0
+    began: bool = False
+    reason: str = ""
+
+
 class Undecodable(msgspec.Struct, frozen=True, kw_only=True):
     """A message that cannot be read; goes to the dead letters with the reason.
 
@@ -224,7 +260,15 @@ class EventArrived(msgspec.Struct, frozen=True, kw_only=True):
     baggage: dict[str, str] = {}
 
 
-Request = Reply | StartRequest | CancelRequest | SignalRequest | CompleteRequest | HeartbeatRequest
+Request = (
+    Reply
+    | StartRequest
+    | CancelRequest
+    | SignalRequest
+    | CompleteRequest
+    | HeartbeatRequest
+    | UndoRequest
+)
 """What can be asked of the orchestrator, or told, through the broker."""
 
 Inbound = Request | EventArrived | Undecodable

@@ -31,6 +31,8 @@ CANCEL_TASK: Final = "saga.cancel"
 SIGNAL_TASK: Final = "saga.signal"
 COMPLETE_TASK: Final = "saga.complete"
 HEARTBEAT_TASK: Final = "saga.heartbeat"
+UNDO_TASK: Final = "saga.undo"
+"""Between sagas: undo a sub-saga, or call it back while it runs."""
 
 ANSWER_TASK: Final = "saga.answer"
 """An answer to a query, on the queue of the process that asked."""
@@ -42,6 +44,7 @@ INBOUND_TASKS: Final = (
     SIGNAL_TASK,
     COMPLETE_TASK,
     HEARTBEAT_TASK,
+    UNDO_TASK,
 )
 
 # Headers of a command ------------------------------------------------------------------------

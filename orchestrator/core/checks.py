@@ -10,7 +10,7 @@ from typing import Final, TypeGuard
 
 import msgspec
 
-from orchestrator.core.definition import Gather, Retry, Saga, Sleep, Step, WaitFor
+from orchestrator.core.definition import Gather, Retry, Saga, Sleep, Step, SubSaga, WaitFor
 from orchestrator.core.eventing import eventing_problems
 from orchestrator.core.graph_checks import graph_problems
 from orchestrator.core.references import Input, Item, Literal, Output, references_in
@@ -155,14 +155,7 @@ def _fields(input_type: type[msgspec.Struct]) -> tuple[str, ...]:
 
 def _step_problems(step: Step) -> list[str]:
     found = _name_problems("it", step.name)
-    match step.action:
-        case str(task):
-            if not task:
-                found.append("action is empty; it must be a Celery task name")
-        case WaitFor() | Sleep():
-            found += _wait_problems(step, step.action)
-        case Gather():
-            found.append("action is Gather, which is made for a step with each=")
+    found += _work_problems(step)
     if step.compensation == "":
         found.append("compensation is empty; name a Celery task or NOTHING_TO_UNDO")
     for where, value in (("timeout", step.timeout), ("completes_within", step.completes_within)):
@@ -180,6 +173,27 @@ def _step_problems(step: Step) -> list[str]:
             found.append(
                 f"payload {argument!r}: compensations get undo data by that name; choose another"
             )
+    return found
+
+
+def _work_problems(step: Step) -> list[str]:
+    match step.action:
+        case str(task):
+            return [] if task else ["action is empty; it must be a Celery task name"]
+        case WaitFor() | Sleep():
+            return _wait_problems(step, step.action)
+        case SubSaga():
+            return _sub_saga_problems(step, step.action)
+        case Gather():
+            return ["action is Gather, which is made for a step with each="]
+
+
+def _sub_saga_problems(step: Step, work: SubSaga) -> list[str]:
+    found = _name_problems("its saga", work.name)
+    if isinstance(step.compensation, str):
+        found.append("it is a saga, which undoes itself; leave the compensation out")
+    if step.queue:
+        found.append("it is a saga and has no queue; leave the queue out")
     return found
 
 

@@ -26,7 +26,7 @@ from orchestrator.core.references import (
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DefinitionError, InputError
-from shared.names import participant_queue
+from shared.names import REPLIES_QUEUE, UNDO_TASK, participant_queue
 
 __all__ = [
     "NOTHING_TO_UNDO",
@@ -43,6 +43,7 @@ __all__ = [
     "Saga",
     "Sleep",
     "Step",
+    "SubSaga",
     "Undo",
     "WaitFor",
     "Work",
@@ -51,6 +52,8 @@ __all__ = [
 ]
 
 TIMEOUT_DEFAULT: Final = timedelta(seconds=30)
+NO_TIMEOUT: Final = timedelta(days=3650)
+"""How long a sub-saga may take, unless its step says otherwise."""
 TIMED_OUT: Final = "TimedOut"
 """Kind of a failure without a reply, in `Retry.by_kind` and `Retry.never_on`."""
 
@@ -131,14 +134,30 @@ class Undo(msgspec.Struct, frozen=True, tag="undo"):
     task: str
 
 
+class SubSaga(msgspec.Struct, frozen=True, tag="saga"):
+    """Work of a step that is a saga of its own: its newest version, started with the step's payload.
+
+    When it completes the step succeeds, with the outputs of its steps by name as the output. When
+    it is compensated nothing of it is left: the step is rejected, or failed where the sub-saga did
+    not end by a rejection or a cancel. Undoing the step undoes it, also after it has completed.
+
+    Attributes:
+        name: Name of the saga.
+        trace: It continues the trace of its parent, or has one of its own; then the two are linked.
+    """
+
+    name: str
+    trace: typing.Literal["same", "linked"] = "same"
+
+
 class Gather(msgspec.Struct, frozen=True, tag="gather"):
     """Work of the step that stands for a list of steps: its output is the list of theirs."""
 
     steps: tuple[str, ...]
 
 
-Work = str | WaitFor | Sleep | Gather
-"""What a step does: a Celery task by its name, or a wait."""
+Work = str | WaitFor | Sleep | SubSaga | Gather
+"""What a step does: a Celery task by its name, a wait, or a saga."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -146,12 +165,12 @@ class Step(msgspec.Struct, frozen=True):
 
     Attributes:
         name: Unique in the saga; at most 64 characters.
-        action: Celery task name, `WaitFor` or `Sleep`.
-        compensation: Celery task name, or `NOTHING_TO_UNDO`; None only from the pivot on, and for
-            a wait, which leaves nothing.
+        action: Celery task name, `WaitFor`, `Sleep` or `SubSaga`.
+        compensation: Celery task name, or `NOTHING_TO_UNDO`; None only from the pivot on, for a
+            wait, which leaves nothing, and for a sub-saga, which undoes itself.
         queue: Celery queue; by default what stands before the first dot of `action`.
         timeout: How long one attempt may take until its outcome counts as unknown, and how long a
-            signal is waited for; 30 seconds for a task.
+            signal is waited for; 30 seconds for a task. A sub-saga that takes longer is called back.
         completes_within: How long a task that was accepted (`workers.sdk.Later`) may take to be
             completed; None means what is left of `timeout`.
         when: The step is skipped where this does not hold; see `references`.
@@ -228,6 +247,8 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
                 return f"signal {signal}"
             case Sleep():
                 return "sleep"
+            case SubSaga(name):
+                return f"saga {name}"
             case Gather():
                 return "gather"
 
@@ -376,7 +397,14 @@ def planned_steps(steps: Iterable[Step]) -> tuple[PlannedStep, ...]:
 def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
     undo = Undo(step.compensation) if isinstance(step.compensation, str) else step.compensation
     task = step.action if isinstance(step.action, str) else ""
-    if not task and undo is None:
+    queue, timeout, retry = step.queue or participant_queue(task), TIMEOUT_DEFAULT, step.retry
+    if isinstance(step.action, SubSaga):
+        undo = undo or Undo(UNDO_TASK)
+        queue, timeout = REPLIES_QUEUE, NO_TIMEOUT
+        if retry == Retry():
+            # A whole saga is not done again unless somebody says so.
+            retry = Retry(attempts=1)
+    elif not task and undo is None:
         undo = NOTHING_TO_UNDO
     payload = None
     if step.payload is not None:
@@ -385,9 +413,9 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
         name=step.name,
         action=step.action,
         compensation=undo,
-        queue=step.queue or participant_queue(task),
-        timeout=TIMEOUT_DEFAULT if step.timeout is None else step.timeout,
-        retry=step.retry,
+        queue=queue,
+        timeout=timeout if step.timeout is None else step.timeout,
+        retry=retry,
         compensation_retry=step.compensation_retry,
         pivot=step.pivot,
         after=previous if step.after is None else tuple(step.after),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from shared.ids import Direction
-from shared.messages import Execution, Failure
+from shared.messages import Execution, Failure, Parent
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,6 +22,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         parent_span_id: Span of the caller, when its trace is continued.
         sampled: The sampling decision, made once.
         tracestate: W3C trace state of the caller, passed on.
+        link: ``traceparent`` of the step of another saga that this one was started for, where it
+            has a trace of its own.
         baggage: What of the caller's baggage may travel; every step gets it.
     """
 
@@ -30,6 +32,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent_span_id: str | None = None
     sampled: bool = True
     tracestate: str = ""
+    link: str = ""
     baggage: tuple[tuple[str, str], ...] = ()
 
     def parent(self, span_id: str) -> str:
@@ -43,6 +46,7 @@ class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started")
     Attributes:
         secret: Makes the tokens with which its steps are completed from elsewhere.
         not_before: When its first step begins, if not at once.
+        parent: The step of another saga that it was started for.
     """
 
     saga_id: str
@@ -54,6 +58,7 @@ class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started")
     trace: Trace
     secret: str = ""
     not_before: datetime | None = None
+    parent: Parent | None = None
 
 
 class StepDispatched(msgspec.Struct, frozen=True, kw_only=True, tag="step_dispatched"):
@@ -77,6 +82,33 @@ class StepAccepted(msgspec.Struct, frozen=True, kw_only=True, tag="step_accepted
     attempt: int
     due_at: datetime
     execution: Execution | None = None
+
+
+class StepRecalled(msgspec.Struct, frozen=True, kw_only=True, tag="step_recalled"):
+    """The sub-saga of the attempt in flight is called back; its end is awaited all the same."""
+
+    step: str
+    attempt: int
+    reason: str = ""
+
+
+class UndoRequested(msgspec.Struct, frozen=True, kw_only=True, tag="undo_requested"):
+    """The parent wants this saga undone, which goes on for that where it had ended.
+
+    Attributes:
+        attempt: Attempt of the parent's undo, which is answered when it is done; 0 while the
+            parent still waits for the end of this saga, which is the answer.
+    """
+
+    attempt: int = 0
+    reason: str = ""
+
+
+class UndoRefused(msgspec.Struct, frozen=True, kw_only=True, tag="undo_refused"):
+    """The parent wants this saga undone, which is past its pivot."""
+
+    attempt: int
+    reason: str
 
 
 class StepExpanded(msgspec.Struct, frozen=True, kw_only=True, tag="step_expanded"):
@@ -229,6 +261,9 @@ Event = (
     SagaStarted
     | StepDispatched
     | StepAccepted
+    | StepRecalled
+    | UndoRequested
+    | UndoRefused
     | StepExpanded
     | SignalReceived
     | StepSucceeded
@@ -260,7 +295,7 @@ def about(event: Event) -> tuple[str, Direction, int | None] | None:
     match event:
         case StepDispatched() | StepAccepted() | StepSucceeded() | StepFailed() | StepTimedOut():
             return event.step, event.direction, event.attempt
-        case StepRejected():
+        case StepRejected() | StepRecalled():
             return event.step, "action", event.attempt
         case StepExpanded():
             return event.step, "action", None

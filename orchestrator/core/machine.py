@@ -30,7 +30,7 @@ import msgspec
 
 from orchestrator.core import operators, payload, waits
 from orchestrator.core.commands import commands_of
-from orchestrator.core.definition import TIMED_OUT, Definition, PlannedStep, WaitFor
+from orchestrator.core.definition import TIMED_OUT, Definition, PlannedStep, SubSaga, WaitFor
 from orchestrator.core.eventing import publications
 from orchestrator.core.events import (
     CancelRequested,
@@ -46,10 +46,13 @@ from orchestrator.core.events import (
     StepDispatched,
     StepExpanded,
     StepFailed,
+    StepRecalled,
     StepRejected,
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    UndoRefused,
+    UndoRequested,
 )
 from orchestrator.core.messages import (
     Cancel,
@@ -65,9 +68,10 @@ from orchestrator.core.messages import (
     Skip,
     Start,
     Tick,
+    Undo,
 )
 from orchestrator.core.plan import plan_of
-from orchestrator.core.state import Beat, Phase, SagaState, evolve
+from orchestrator.core.state import Beat, Phase, SagaState, StepState, evolve
 from orchestrator.core.terms import (
     DONE,
     IN_FLIGHT,
@@ -137,6 +141,7 @@ def decide(
     for event in _react(plan, state, message, now):
         state = evolve(state, event)
         events.append(event)
+        commands += commands_of(plan, state, event, now)
     if isinstance(message, Heartbeat) and state is not None:
         alive = _alive(plan, state, message, now)
         return Decision(state=alive, beat=alive is not state, wake_at=wake_at(definition, alive))
@@ -145,7 +150,7 @@ def decide(
     while (wanted := _next(plan := plan_of(definition, state), state, now)) is not None:
         state = evolve(state, wanted)
         events.append(wanted)
-        commands += commands_of(plan, state, wanted)
+        commands += commands_of(plan, state, wanted, now)
     commands += publications(definition, state, events, now)
     return Decision(
         state=state,
@@ -159,7 +164,7 @@ def why_not(definition: Definition, state: SagaState | None, message: Message) -
     """Why a message cannot be acted on, in one sentence; empty when it can."""
     definition = plan_of(definition, state)
     match message:
-        case Start() | Tick():
+        case Start() | Tick() | Undo():
             return ""
         case _ if state is None:
             return "There is no such saga."
@@ -249,6 +254,12 @@ def _react(  # noqa: C901, PLR0912 - one case for each message
         case Start():
             if state is None:
                 yield _started(definition, message, now)
+                if message.undo:
+                    undo = message.undo
+                    yield UndoRequested(attempt=undo.attempt, reason=undo.reason)
+        case Undo():
+            if state is not None:
+                yield from _undo_asked(definition, state, message)
         case _ if state is None or state.status.final:
             return
         case Reply(direction="action"):
@@ -285,7 +296,23 @@ def _started(definition: Definition, start: Start, now: datetime) -> SagaStarted
         trace=start.trace,
         secret=start.secret,
         not_before=start.not_before if begins_at > now else None,
+        parent=start.parent,
     )
+
+
+def _undo_asked(definition: Definition, state: SagaState, undo: Undo) -> Iterator[Event]:
+    """The parent wants the saga undone: each attempt of it is answered, also after the end."""
+    known = state.undo_attempt
+    if known is not None and undo.attempt <= known:
+        return
+    if undo.attempt == 0 and (state.status.final or irrevocable(definition, state)):
+        return  # it ends, or has ended, as it is, and the parent is told that
+    if irrevocable(definition, state):
+        pivot = definition.pivot.name if definition.pivot else ""
+        reason = f"The sub-saga {state.saga_id} is past its pivot {pivot!r}: it cannot be undone."
+        yield UndoRefused(attempt=undo.attempt, reason=reason)
+    else:
+        yield UndoRequested(attempt=undo.attempt, reason=undo.reason)
 
 
 def _action_replied(
@@ -411,6 +438,14 @@ def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Ite
         if definition.by_name[name].waits:
             continue  # how a wait ends is the same whatever ends it
         if step.phase in IN_FLIGHT and due_at and due_at <= now:
+            if (
+                isinstance(definition.by_name[name].action, SubSaga)
+                and step.phase is Phase.RUNNING
+            ):
+                # Its end is known some time, and how: nothing is guessed.
+                yield (recalled := _recalled(name, step, TIMED_OUT))
+                state = evolve(state, recalled)
+                continue
             direction: Direction = "action" if step.phase is Phase.RUNNING else "compensation"
             timed_out = StepTimedOut(
                 step=name,
@@ -459,6 +494,10 @@ def _next(definition: Definition, state: SagaState, now: datetime) -> Event | No
     for planned in definition.steps:
         if (over := waits.ended(planned, state, now, turning=turning)) is not None:
             return over
+        called_back = turning and isinstance(planned.action, SubSaga)
+        step = state.step(planned.name)
+        if called_back and step.phase is Phase.RUNNING and not step.recalled:
+            return _recalled(planned.name, step, "the saga it belongs to turned back")
     if state.paused:
         return None
     if state.backward:
@@ -467,6 +506,10 @@ def _next(definition: Definition, state: SagaState, now: datetime) -> Event | No
         in_flight = any(step.phase is Phase.RUNNING for step in state.steps.values())
         return None if in_flight else CompensationStarted()
     return _next_forward(definition, state, now)
+
+
+def _recalled(name: str, step: StepState, reason: str) -> StepRecalled:
+    return StepRecalled(step=name, attempt=step.attempt, reason=reason)
 
 
 def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Event | None:

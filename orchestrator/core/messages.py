@@ -7,11 +7,15 @@ import msgspec
 
 from orchestrator.core.events import Trace
 from shared.ids import Direction
-from shared.messages import Reply
+from shared.messages import Parent, Reply
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """Begin a saga; the input has been checked."""
+    """Begin a saga; the input has been checked.
+
+    Attributes:
+        undo: Its parent wants it undone before it has begun: it never does anything.
+    """
 
     saga_id: str
     input: dict[str, Any]
@@ -19,6 +23,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     secret: str = ""
     not_before: datetime | None = None
+    parent: Parent | None = None
+    undo: "Undo | None" = None
+
+
+class Undo(msgspec.Struct, frozen=True, kw_only=True):
+    """The parent wants this saga undone; with attempt 0 it still waits for how this saga ends."""
+
+    attempt: int = 0
+    reason: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -120,4 +133,4 @@ class CompensateNow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Operator = Pause | Resume | RetryNow | Skip | Resolve | CompensateNow
-Message = Start | Reply | Complete | Heartbeat | Signal | Tick | Cancel | Operator
+Message = Start | Undo | Reply | Complete | Heartbeat | Signal | Tick | Cancel | Operator

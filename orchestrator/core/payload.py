@@ -7,7 +7,7 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from orchestrator.core.definition import PlannedStep, Sleep
+from orchestrator.core.definition import PlannedStep, Sleep, SubSaga
 from orchestrator.core.references import (
     AllOf,
     AnyOf,
@@ -49,7 +49,7 @@ def payload_problem(planned: PlannedStep, state: SagaState) -> Failure | None:
             case Sleep(until=reference) if reference is not None:
                 what = "until"
                 until_of(reference, state)
-            case str():
+            case str() | SubSaga():
                 payload_of(planned, state)
             case _:
                 pass

@@ -34,13 +34,16 @@ from orchestrator.core.events import (
     StepDispatched,
     StepExpanded,
     StepFailed,
+    StepRecalled,
     StepRejected,
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
     Trace,
+    UndoRefused,
+    UndoRequested,
 )
-from shared.messages import Failure
+from shared.messages import Failure, Parent
 
 _replace = msgspec.structs.replace
 
@@ -113,6 +116,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         failure: What the last attempt that went wrong said.
         stuck: An operator has to decide.
         payload: Keyword arguments that an operator gave instead of the definition's.
+        recalled: The sub-saga of the attempt in flight has been called back.
         accepted: The attempt in flight has been taken on, and is completed from elsewhere.
         by_hand: An operator said that it, or its undo, counts as done, or that it never happened.
     """
@@ -129,6 +133,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     payload: dict[str, Any] | None = None
     by_hand: bool = False
     accepted: bool = False
+    recalled: bool = False
 
 
 PENDING = StepState()
@@ -158,6 +163,9 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         secret: Makes the tokens with which its steps are completed from elsewhere.
         not_before: When its first step begins, if not at once.
         signals: Data of the signals that have come, by name.
+        parent: The step of another saga that it was started for.
+        undo_attempt: Last attempt of the parent's undo that has come, 0 for a call back; None while
+            the parent wants it done.
         items: Lengths of the lists that are known, by step.
         beats: Signs of life of the attempts in flight, by step. They alone are no part of the
             fold: a long step sends thousands of them, and only the last one matters, and only
@@ -179,6 +187,8 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     secret: str = ""
     not_before: datetime | None = None
     signals: dict[str, Any] = {}
+    parent: Parent | None = None
+    undo_attempt: int | None = None
     items: dict[str, int] = {}
     beats: dict[str, Beat] = {}
 
@@ -213,6 +223,7 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             trace=event.trace,
             secret=event.secret,
             not_before=event.not_before,
+            parent=event.parent,
         )
     match event:
         case SagaStarted():
@@ -231,6 +242,12 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             )
         case StepAccepted(step=name, due_at=due_at):
             return _with_step(state, name, accepted=True, due_at=due_at)
+        case StepRecalled(step=name):
+            return _with_step(state, name, recalled=True, due_at=None)
+        case UndoRequested(attempt=attempt, reason=reason):
+            return _undo(state, attempt, reason)
+        case UndoRefused(attempt=attempt):
+            return _replace(state, undo_attempt=attempt)
         case StepExpanded(step=name, items=items):
             return _replace(state, items={**state.items, name: items})
         case SignalReceived(name=name, data=data):
@@ -328,6 +345,12 @@ def _skip(state: SagaState, event: StepSkipped) -> SagaState:
     return _with_step(state, event.step, phase=Phase.UNDONE, **settled)
 
 
+def _undo(state: SagaState, attempt: int, reason: str) -> SagaState:
+    state = _because(_replace(state, undo_attempt=attempt), _cancelled(reason))
+    # What had completed goes on; what has been undone already has nothing to do.
+    return _with_status(state) if state.status is Status.COMPLETED else state
+
+
 def _cancelled(reason: str) -> Cause:
     failure = Failure(kind="Cancelled", message=reason, retryable=False)
     return Cause(kind=CauseKind.CANCELLED, failure=failure)
@@ -349,7 +372,7 @@ def _because(state: SagaState, cause: Cause) -> SagaState:
 
 
 def _with_step(state: SagaState, name: str, **changes: Any) -> SagaState:
-    step = _replace(state.step(name), **{"accepted": False, **changes})
+    step = _replace(state.step(name), **{"accepted": False, "recalled": False, **changes})
     beats = state.beats
     if name in beats:
         beats = {other: beat for other, beat in beats.items() if other != name}

@@ -21,6 +21,7 @@ from shared.envelope import CONTENT_TYPE
 from shared.errors import UnavailableError
 from shared.ids import command_id
 from shared.messages import Command, Reply, Request
+from shared.names import REPLIES_QUEUE, TRACEPARENT
 
 T = TypeVar("T")
 
@@ -262,9 +263,19 @@ class MemoryBroker:
             raise UnavailableError("The broker in memory cannot be used: it is away.")
 
     def put_command(self, command: Command) -> None:
-        """Deliver a command; an event is kept for whoever looks: nobody subscribes in memory."""
+        """Deliver a command; what one saga tells another comes back to the orchestrators.
+
+        An event is kept for whoever looks: nobody subscribes in memory.
+        """
         if command.is_event:
             self.events.append(command)
+        elif command.queue == REPLIES_QUEUE:
+            body = task_body(command.payload)
+            headers = {TRACEPARENT: command.traceparent}
+            message = InboundMessage(
+                task=command.task, task_id=command.id, body=body, headers=headers
+            )
+            self.send_raw(message)
         else:
             self._commands.put(command, self._clock())
 

@@ -16,6 +16,7 @@ from orchestrator.core.definition import (
     PlannedStep,
     Retry,
     Sleep,
+    SubSaga,
     WaitFor,
 )
 from orchestrator.core.events import (
@@ -37,10 +38,13 @@ from orchestrator.core.events import (
     StepDispatched,
     StepExpanded,
     StepFailed,
+    StepRecalled,
     StepRejected,
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    UndoRefused,
+    UndoRequested,
 )
 from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
 from orchestrator.core.messages import (
@@ -53,10 +57,12 @@ from orchestrator.core.messages import (
     RetryNow,
     Signal,
     Skip,
+    Start,
+    Undo,
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, SagaState, Status, StepState, evolve
-from shared.messages import Accepted, Failed, Failure, Rejected, Reply, Succeeded
+from shared.messages import Accepted, Command, Failed, Failure, Rejected, Reply, Succeeded
 
 IN_FLIGHT = {Phase.RUNNING, Phase.UNDOING}
 WAITING = {Phase.RETRYING, Phase.UNDO_RETRYING}
@@ -91,18 +97,22 @@ def check_decision(
     assert decision == decide(raw, before, message, now), "decided twice, differently"
     if before is not None:
         assert reduce(evolve, decision.events, before) == decision.state
-        assert not before.status.final, "something happened after the end"
+        assert not before.status.final or isinstance(message, Undo), "it happened after the end"
     dispatched = [event for event in decision.events if isinstance(event, StepDispatched)]
     asked = [event for event in dispatched if not definition.by_name[event.step].waits]
+    commands = [
+        one for one in decision.commands if one.id.count(":") == 3 and not between_sagas(one)
+    ]
     assert [
         (f"{command.saga_id}:{event.step}:{event.direction}:{event.attempt}", event.due_at)
-        for event, command in zip(asked, decision.commands, strict=True)
-    ] == [(command.id, command.deadline_at) for command in decision.commands]
-    for command in decision.commands:
+        for event, command in zip(asked, commands, strict=True)
+    ] == [(command.id, command.deadline_at) for command in commands]
+    for command in commands:
         planned = definition.by_name[command.step]
         assert command.queue == planned.queue
-        task = planned.task if command.direction == "action" else planned.undo_task
-        assert command.task == task
+        task = planned.task or "saga.start"
+        assert command.task == (task if command.direction == "action" else planned.undo_task)
+    _check_told(before, decision)
     assert len({event.step for event in dispatched}) == len(dispatched), "two attempts at a time"
     state = before
     for event in decision.events:
@@ -126,18 +136,29 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
     for planned in definition.steps:
         if isinstance(planned.action, WaitFor) and phases[planned.name] is Phase.RUNNING:
             assert planned.action.signal not in state.signals, "it waits for what has come"
+        step = state.step(planned.name)
+        if isinstance(planned.action, SubSaga) and step.phase is Phase.RUNNING:
+            assert step.recalled or not back, "its sub-saga goes on in vain"
         if planned.waits:
             assert not (back and phases[planned.name] is Phase.RUNNING), "it waits in vain"
             assert phases[planned.name] not in {Phase.RETRYING, Phase.UNDOING}
-    flying = [name for name, phase in phases.items() if phase in IN_FLIGHT | WAITING]
+    flying = [
+        name
+        for name, phase in phases.items()
+        if phase in IN_FLIGHT | WAITING and not state.step(name).recalled
+    ]
+    called_back = any(step.recalled for step in state.steps.values())
     if state.paused:
         _check_paused(definition, state, wake_at)
         return
     if wake_at is None:
-        assert not flying, "an attempt that is never timed out, or a retry that is never made"
-        assert state.status is Status.STUCK, "a saga that nothing will ever move again"
+        never = [one for one in flying if not (back and phases[one] is Phase.RETRYING)]
+        assert not never, "an attempt that is never timed out, or a retry that is never made"
+        assert called_back or state.status is Status.STUCK, (
+            "a saga that nothing will ever move again"
+        )
     else:
-        assert flying or state.not_before, "woken for nothing"
+        assert flying or called_back or state.not_before, "woken for nothing"
     if not state.backward:
         assert not (back and Phase.RUNNING not in phases.values()), "compensation did not begin"
         for planned in definition.steps:
@@ -159,11 +180,30 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
             assert held, f"the undo of {planned.name} could have begun"
 
 
+def between_sagas(command: Command) -> bool:
+    """Whether it is what one saga tells another, beside the commands of its steps."""
+    return ":recall:" in command.id or ":parent:" in command.id
+
+
+def _check_told(before: SagaState | None, decision: Decision) -> None:
+    """A parent is told exactly once how its sub-saga ended, or that it is undone."""
+    told = [one for one in decision.commands if ":parent:" in one.id]
+    after = decision.state
+    assert after is not None
+    ended = after.status.final and not (before and before.status.final)
+    undone = any(isinstance(event, UndoRequested | UndoRefused) for event in decision.events)
+    late = after.status.final and undone
+    refused = any(isinstance(event, UndoRefused) for event in decision.events)
+    assert len(told) == (1 if after.parent and (ended or late or refused) else 0)
+    recalled = [one for one in decision.events if isinstance(one, StepRecalled)]
+    assert len(recalled) == sum(":recall:" in one.id for one in decision.commands)
+
+
 def _check_paused(definition: Definition, state: SagaState, wake_at: datetime | None) -> None:
     """It wakes for what is in flight and for its deadline, and for nothing that it may not begin."""
     times = []
     for name, step in state.steps.items():
-        if step.phase in IN_FLIGHT:
+        if step.phase in IN_FLIGHT and not step.recalled:
             assert step.due_at is not None
             beat = state.beats.get(name)
             times.append(max(step.due_at, beat.due_at) if beat else step.due_at)
@@ -216,7 +256,7 @@ def _check_beat(
     assert beat.due_at > now
 
 
-def _check_event(  # noqa: C901, PLR0912 - one case for each event
+def _check_event(  # noqa: C901, PLR0912, PLR0915 - one case for each event
     definition: Definition,
     state: SagaState | None,
     event: Event,
@@ -226,7 +266,8 @@ def _check_event(  # noqa: C901, PLR0912 - one case for each event
     if state is None:
         assert isinstance(event, SagaStarted)
         return
-    assert not state.status.final, "something happened after the end"
+    of_undo = isinstance(event, UndoRequested | UndoRefused)
+    assert not state.status.final or of_undo, "something happened after the end"
     assert not (state.paused and isinstance(event, STARTS)), "it began something while paused"
     match event:
         case StepDispatched(direction="action"):
@@ -241,6 +282,21 @@ def _check_event(  # noqa: C901, PLR0912 - one case for each event
             step = state.step(event.step)
             assert step.phase in IN_FLIGHT
             assert not step.accepted, "accepted twice"
+        case StepRecalled():
+            step = state.step(event.step)
+            assert isinstance(definition.by_name[event.step].action, SubSaga)
+            assert step.phase is Phase.RUNNING
+            assert not step.recalled, "called back twice"
+            due = step.due_at is not None and step.due_at <= now
+            assert due or _turning_back(definition, state), "called back without a reason"
+        case UndoRequested():
+            assert isinstance(message, Undo | Start)
+            known = state.undo_attempt
+            assert known is None or event.attempt > known, "asked twice"
+        case UndoRefused():
+            assert isinstance(message, Undo)
+            assert event.attempt > 0
+            assert _passed_pivot(definition, state)
         case StepExpanded():
             assert event.step not in state.items, "spread out twice"
             assert state.step(event.step).phase is Phase.PENDING

@@ -161,7 +161,7 @@ def test_an_unknown_task_is_refused_with_the_ones_that_are_known() -> None:
     assert isinstance(found, Undecodable)
     assert found.reason == (
         "no task 'nope' here; expected one of saga.reply, saga.start, saga.cancel, "
-        "saga.signal, saga.complete, saga.heartbeat"
+        "saga.signal, saga.complete, saga.heartbeat, saga.undo"
     )
 
 

@@ -28,6 +28,7 @@ from orchestrator.core.definition import (
     Retry,
     Sleep,
     Step,
+    SubSaga,
     WaitFor,
 )
 from orchestrator.core.events import Event, StepDispatched
@@ -64,7 +65,7 @@ from tests.core.builders import (
     succeeded,
     wait,
 )
-from tests.core.invariants import check_decision, descendants
+from tests.core.invariants import between_sagas, check_decision, descendants
 from tests.core.participants import Answer, Choice, Effect, with_barrier
 
 CALM_STEPS_MAX = 1_000
@@ -101,6 +102,9 @@ def definitions(draw: st.DrawFn) -> Definition:
             after = tuple(pool)
         elif beyond and not after:
             after = (f"s{pivot}",)
+        if draw(st.integers(0, 7)) == 0:
+            steps.append(_nested(draw, f"s{index}", after, pivot=index == pivot))
+            continue
         retry = draw(_retries)
         if beyond and retry.attempts == 1:
             retry = Retry(attempts=2)
@@ -123,6 +127,18 @@ def definitions(draw: st.DrawFn) -> Definition:
         )
     deadline = draw(st.none() | st.integers(1, 300).map(lambda s: timedelta(seconds=s)))
     return saga(*draw(st.permutations(steps)), deadline=deadline).definition
+
+
+def _nested(draw: st.DrawFn, name: str, after: tuple[str, ...], *, pivot: bool) -> Step:
+    """A sub-saga: to its parent it is like a participant with a barrier."""
+    return Step(
+        name,
+        SubSaga("other"),
+        after=after,
+        pivot=pivot,
+        retry=Retry(attempts=2),
+        timeout=draw(_seconds),
+    )
 
 
 def _waiting(draw: st.DrawFn, name: str, after: tuple[str, ...], *, beyond: bool) -> Step:
@@ -165,8 +181,10 @@ class AnySaga(RuleBasedStateMachine):
         """One round of a coordinator: load, decide, commit, publish."""
         decision = decide(self.definition, self.state, message, self.now)
         check_decision(self.definition, self.state, message, self.now, decision)
-        self.outbox += decision.commands
-        self.dispatched += decision.commands
+        # A call back is no attempt: it only makes the sub-saga end.
+        commands = [one for one in decision.commands if not between_sagas(one)]
+        self.outbox += commands
+        self.dispatched += commands
         if decision.events:
             self.history += decision.events
         if decision.events or decision.beat:
@@ -204,11 +222,10 @@ class AnySaga(RuleBasedStateMachine):
         command = data.draw(st.sampled_from(self.flying()))
         self.tell(self.execute(command, choice))
 
-    @precondition(lambda self: self.flying())
+    @precondition(lambda self: self.flying() and self.wake_at)
     @rule(data=st.data(), choice=st.sampled_from(Choice))
     def an_attempt_in_flight_times_out(self, data: st.DataObject, choice: Choice) -> None:
         """It ends as it likes, but the reply comes late, if it comes."""
-        assert self.wake_at is not None
         command = data.draw(st.sampled_from(self.flying()))
         self.replies.append(self.execute(command, choice))
         self.now = max(self.now, command.deadline_at)
@@ -253,13 +270,13 @@ class AnySaga(RuleBasedStateMachine):
         self.now = max(self.now, self.wake_at + timedelta(seconds=late))
         assert self.tell(Tick()).events, "woken for nothing"
 
-    @precondition(lambda self: self.flying())
+    @precondition(lambda self: any(one.token for one in self.flying()))
     @rule(data=st.data(), alive=st.booleans(), choice=st.sampled_from(Choice))
     def an_attempt_goes_on_elsewhere(
         self, data: st.DataObject, alive: bool, choice: Choice
     ) -> None:
         """It is accepted, perhaps shows signs of life, and is completed with its token."""
-        command = data.draw(st.sampled_from(self.flying()))
+        command = data.draw(st.sampled_from([one for one in self.flying() if one.token]))
         self.tell(accepted(command.step, command.attempt, command.direction))
         if alive:
             self.tell(

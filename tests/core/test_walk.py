@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.definition import Definition, Input, Item, Sleep, Step, WaitFor
+from orchestrator.core.definition import (
+    Definition,
+    Input,
+    Item,
+    Sleep,
+    Step,
+    SubSaga,
+    WaitFor,
+)
 from orchestrator.core.references import eq
 from orchestrator.core.state import CauseKind, Phase, Status
 from tests.core.builders import NOTHING_TO_UNDO, Orders, Retry, saga, step, wait
@@ -102,12 +110,15 @@ def walk_all(
     plain: bool = True,
     operated: bool = False,
     told: bool = False,
+    child: bool = False,
     items: dict[str, int] | None = None,
 ) -> Counter[str]:
     """Walk sagas in both kinds of world; returns what was counted."""
     counts: Counter[str] = Counter()
     for definition in definitions:
-        graph = Graph(definition, forgetful=forgetful, operated=operated, told=told, items=items)
+        graph = Graph(
+            definition, forgetful=forgetful, operated=operated, told=told, child=child, items=items
+        )
         barrier_walk = Walk(graph, Barrier())
         barrier_walk.run()
         counts["places"] += len(barrier_walk.places)
@@ -262,3 +273,43 @@ def test_a_step_that_is_skipped_early_waits_for_its_turn() -> None:
     definition = saga(*steps, deadline=timedelta(hours=1)).definition
     counts = walk_all(iter([definition]), forgetful=True, plain=False, operated=True)
     assert counts[Phase.SKIPPED]
+
+
+def nested() -> dict[str, Definition]:
+    """Sagas with a sub-saga in each place: it takes commands like a participant with a barrier."""
+    once: Options = {"compensation_retry": ONCE}
+    every: Options = {"retry": TWICE, **once}
+    a, b = step("a", **every), step("b", **every)
+    child = Step("s", SubSaga("other"), timeout=timedelta(minutes=10), **once)
+    again = Step("s", SubSaga("other"), retry=TWICE, timeout=timedelta(minutes=10), **once)
+    shapes = {
+        "first": (child, a),
+        "last": (a, child),
+        "tried twice": (again, a),
+        "beside": (step("a", after=(), **every), Step("s", SubSaga("other"), after=(), **once)),
+        "before the pivot": (child, step("p", pivot=True, **{**every, **NONE})),
+        "the pivot": (a, Step("s", SubSaga("other"), pivot=True, **once), b),
+        "after the pivot": (step("p", pivot=True, **{**every, **NONE}), again),
+    }
+    return {
+        name: saga(*steps, deadline=timedelta(hours=1)).definition
+        for name, steps in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("shape", nested())
+def test_sagas_with_a_sub_saga_keep_the_invariants(shape: str) -> None:
+    """It is called back by a cancel, a deadline, a failure beside it and its own time-out."""
+    counts = walk_all(iter([nested()[shape]]), forgetful=True, plain=False)
+    assert counts[Status.COMPLETED]
+    assert counts[Status.COMPENSATED]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_sub_sagas_that_are_undone_at_every_moment_keep_the_invariants(size: int) -> None:
+    """Before, while and after they run; past their pivot it is refused."""
+    every = every_saga(size, same_retry=BOUND < 2)
+    if size > 1 and BOUND < 2:
+        every = islice(every, 0, None, 4)
+    counts = walk_all(every, forgetful=True, plain=False, child=True)
+    assert counts[Status.COMPENSATED]

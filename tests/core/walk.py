@@ -40,14 +40,15 @@ from orchestrator.core.messages import (
     Signal,
     Skip,
     Tick,
+    Undo,
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
 from shared.ids import Direction
-from shared.messages import Reply
+from shared.messages import Parent, Reply
 from tests.core import builders
 from tests.core.builders import T0
-from tests.core.invariants import check_decision, descendants
+from tests.core.invariants import between_sagas, check_decision, descendants
 from tests.core.participants import Answer, Choice, Effect, plain, with_barrier
 
 LATER = T0 + timedelta(hours=1)
@@ -137,7 +138,8 @@ class Graph:
     causes are taken as one: nothing that follows looks at the difference. Small sagas are walked
     without it. With `operated`, operators do whatever they may at every moment. With `told`,
     signals come at every moment, and attempts in flight are accepted, to be completed later: a
-    completion is a reply like any other. `items` are the lengths of the lists of its steps.
+    completion is a reply like any other. With `child`, its parent may want it undone at every moment, also
+    after its end. `items` are the lengths of the lists of its steps.
     """
 
     def __init__(
@@ -147,12 +149,14 @@ class Graph:
         forgetful: bool = False,
         operated: bool = False,
         told: bool = False,
+        child: bool = False,
         items: dict[str, int] | None = None,
     ) -> None:
         self.definition = definition
         self.forgetful = forgetful
         self.operated = operated
         self.told = told
+        self.child = child
         lengths = items or {}
         state = builders.Run(definition, start=builders.START_TWO).known
         plan = plan_of(definition, _replace(state, items=lengths))
@@ -173,7 +177,10 @@ class Graph:
         """Steps that send nothing."""
         self.nodes: dict[Key, Node] = {}
         self.decisions = 0
-        first = self._edge(None, builders.START_TWO)
+        start = builders.START_TWO
+        if child:
+            start = _replace(start, parent=Parent(saga_id="parent", step="child", attempt=1))
+        first = self._edge(None, start)
         assert first is not None
         self.start = first
 
@@ -204,6 +211,9 @@ class Graph:
             node.resume = self._edge(node, Resume())
             asked = [self._edge(node, message) for message in self._operators(node)]
             node.others += [edge for edge in (node.resume, *asked) if edge is not None]
+        if self.child:
+            undos = [self._edge(node, Undo(attempt=attempt)) for attempt in (0, 1, 2)]
+            node.others += [edge for edge in undos if edge is not None]
         if self.told:
             heard = [self._edge(node, message) for message in self._signals(node)]
             node.others += [edge for edge in heard if edge is not None]
@@ -243,7 +253,9 @@ class Graph:
             return None
         assert decision.state is not None
         sent = [
-            (self.names.index(command.step), command.direction) for command in decision.commands
+            (self.names.index(command.step), command.direction)
+            for command in decision.commands
+            if not between_sagas(command)
         ]
         return Edge(
             self._node(decision.state),
@@ -259,9 +271,9 @@ class Graph:
             state.backward,
             state.paused,
             state.cause.kind if state.cause else None,
-            repr((state.signals, state.items)),
+            repr((state.signals, state.items, state.undo_attempt)),
             *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck) for s in steps),
-            *((s.by_hand, s.accepted) for s in steps),
+            *((s.by_hand, s.accepted, s.recalled) for s in steps),
         )
         return self.nodes.setdefault(key, Node(state, steps, self.quiet))
 

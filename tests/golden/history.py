@@ -22,6 +22,7 @@ from orchestrator.core.messages import (
     Skip,
     Start,
     Tick,
+    Undo,
 )
 from orchestrator.core.state import SagaState
 from shared.messages import Reply
@@ -43,6 +44,7 @@ _KINDS: dict[str, type[Message]] = {
     "complete": Complete,
     "heartbeat": Heartbeat,
     "signal": Signal,
+    "undo": Undo,
 }
 
 

@@ -22,6 +22,7 @@ from orchestrator.core.definition import (
     Saga,
     Sleep,
     Step,
+    SubSaga,
     WaitFor,
 )
 from orchestrator.core.events import Trace
@@ -40,6 +41,7 @@ from orchestrator.core.messages import (
     Skip,
     Start,
     Tick,
+    Undo,
 )
 from orchestrator.core.references import all_of, eq, exists
 from orchestrator.core.state import SagaState
@@ -50,6 +52,7 @@ from shared.messages import (
     Failed,
     Failure,
     Outcome,
+    Parent,
     Rejected,
     Reply,
     Succeeded,
@@ -149,6 +152,30 @@ BOXES = Saga(
             retry=Retry(attempts=1),
         ),
         Step("send", "depot.send", "depot.recall", payload={"parcels": Output("pack")}),
+    ),
+).definition
+
+LINE = Saga(
+    name="golden-line",
+    version=1,
+    input=Order,
+    steps=(Step("reserve", "inventory.reserve", "inventory.release"),),
+).definition
+
+TRIP = Saga(
+    name="golden-trip",
+    version=1,
+    input=Order,
+    deadline=timedelta(hours=1),
+    steps=(
+        Step("flight", "air.book", "air.cancel"),
+        Step(
+            "hotel",
+            SubSaga("hotel"),
+            payload={"order_id": Input("order_id")},
+            timeout=timedelta(minutes=10),
+        ),
+        Step("car", SubSaga("car", trace="linked"), retry=Retry(attempts=2)),
     ),
 ).definition
 
@@ -282,6 +309,71 @@ def lists() -> dict[str, tuple[str, tuple[Told, ...]]]:
         "too-many-items": (
             "A list that is too long rejects its step.",
             (begin, said("plan", many)),
+        ),
+    }
+
+
+def nested() -> dict[str, tuple[Definition, str, tuple[Told, ...]]]:
+    """Histories of a saga with sub-sagas, and of sub-sagas."""
+    begin = Told(msgspec.structs.replace(START, key=None), 0)
+    parent = Parent(saga_id="0199c8a0-0000-7000-8000-00000000abcd", step="order", attempt=1)
+    below = Told(msgspec.structs.replace(START, key=None, parent=parent), 0)
+    ended = Failed(failure=Failure(kind="Broken", message="The sub-saga was undone."))
+    to_pivot = (done("reserve"), done("charge"), done("score"))
+    undo = Told(Undo(attempt=1, reason="the trip is off"))
+    return {
+        "nested": (
+            TRIP,
+            "Two sub-sagas; the second one is tried again, and fails: the first one is undone.",
+            (
+                begin,
+                done("flight"),
+                done("hotel"),
+                said("car", ended),
+                DUE,
+                said("car", ended, 2),
+                undone("car"),
+                undone("hotel"),
+                undone("flight"),
+            ),
+        ),
+        "called-back": (
+            TRIP,
+            "A sub-saga takes too long and is called back; the cancel calls it back no second time.",
+            (
+                begin,
+                done("flight"),
+                DUE,
+                CANCEL,
+                said("hotel", Rejected(failure=SOLD_OUT)),
+                undone("flight"),
+            ),
+        ),
+        "undone-as-a-sub-saga": (
+            LINE,
+            "A sub-saga completes, and is undone afterwards; each attempt of that is answered.",
+            (
+                below,
+                done("reserve"),
+                undo,
+                undo,
+                Told(Undo(attempt=2)),
+                undone("reserve"),
+                Told(Undo(attempt=3)),
+            ),
+        ),
+        "not-undone-as-a-sub-saga": (
+            ORDER,
+            "A sub-saga is past its pivot: that it cannot be undone is the answer.",
+            (below, *to_pivot, done("confirm"), undo, Told(Undo()), done("mail"), done("ship")),
+        ),
+        "never-begun": (
+            LINE,
+            "The undo of a sub-saga overtakes its start.",
+            (
+                Told(msgspec.structs.replace(below.message, undo=Undo(attempt=1)), 0),
+                below,
+            ),
         ),
     }
 
@@ -474,7 +566,8 @@ def every_history() -> dict[str, GoldenHistory]:
     }
     patient = {name: recorded(PATIENT, about, told) for name, (about, told) in waits().items()}
     listed = {name: recorded(BOXES, about, told) for name, (about, told) in lists().items()}
-    return {**ordered, **patient, **listed}
+    linked = {name: recorded(*story) for name, story in nested().items()}
+    return {**ordered, **patient, **listed, **linked}
 
 
 def recorded(definition: Definition, about: str, told: tuple[Told, ...]) -> GoldenHistory:

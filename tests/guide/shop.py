@@ -43,10 +43,12 @@ class Shop:
         self.calls: list[str] = []
         self.commands: list[Command] = []
         self._tasks = tasks
+        self._copies = 1
         self._broker = MemoryBroker()
         self._transport = MemoryTransport(self._broker)
+        self.store = MemoryStore()
         self.engine = Engine(
-            store=MemoryStore(),
+            store=self.store,
             transport=self._transport,
             catalog=Catalog(sagas),
             tracing=SagaTracing(system="memory", clock=lambda: self.now),
@@ -78,6 +80,10 @@ class Shop:
         self.now = until
         self.settle()
 
+    def every_message_twice(self) -> None:
+        """From now on, whatever arrives at the orchestrator arrives twice."""
+        self._copies = 2
+
     def view(self, saga_id: str) -> SagaView:
         """What `saga show` shows."""
         return self.client.view(saga_id)
@@ -99,7 +105,8 @@ class Shop:
             deliveries = self._transport.receive(100, 0)
             if not deliveries:
                 return
-            self.engine.handle(deliveries)
+            for _ in range(self._copies):
+                self.engine.handle(deliveries)
             self._transport.acknowledge(deliveries)
         raise AssertionError("it never comes to rest")
 

@@ -21,6 +21,7 @@ from orchestrator.core.definition import (
     Saga,
     Sleep,
     Step,
+    SubSaga,
     WaitFor,
 )
 from orchestrator.core.references import gt
@@ -355,6 +356,55 @@ def test_a_saga_every_night() -> None:
         shop.send(request)
     (nightly,) = shop.client.list(name="nightly")
     assert (nightly.key, nightly.status) == ("nightly-2026-01-01", "completed")
+
+
+def test_a_saga_as_a_step() -> None:
+    """The hotel is a saga of its own; when the trip is undone, so is the hotel that was booked."""
+    hotel = Saga(
+        name="hotel",
+        version=1,
+        input=Order,
+        steps=(
+            Step("room", "hotel.room", "hotel.free-room"),
+            Step("meals", "hotel.meals", "hotel.no-meals"),
+        ),
+    )
+    trip = Saga(
+        name="trip",
+        version=1,
+        input=Order,
+        steps=(
+            Step("hotel", SubSaga("hotel")),
+            Step(
+                "flight",
+                "air.book",
+                "air.cancel",
+                payload={"near": Output("hotel", "room.city")},
+            ),
+        ),
+    )
+
+    def book_flight(near: str) -> None:
+        raise Reject("NoFlight", near)
+
+    tasks: dict[str, Task] = {
+        "hotel.room": lambda **_: {"city": "Oslo"},
+        "hotel.meals": nothing,
+        "hotel.no-meals": nothing,
+        "hotel.free-room": nothing,
+        "air.book": book_flight,
+    }
+    shop = Shop(trip, hotel, tasks=tasks)
+    saga_id = shop.start("trip", order_id="o-1")
+    below = shop.step(saga_id, "hotel").sub_saga
+    assert (shop.status(saga_id), shop.status(below)) == ("compensated", "compensated")
+    assert shop.calls == [
+        "hotel.room",
+        "hotel.meals",
+        "air.book",
+        "hotel.no-meals",
+        "hotel.free-room",
+    ]
 
 
 def test_operators_put_a_stuck_saga_right() -> None:
