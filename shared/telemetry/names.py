@@ -170,6 +170,7 @@ METRIC_PARTICIPANT_LOST: Final = "saga.participant.lost"
 METRIC_SPANS: Final = "saga.spans"
 METRIC_SPANS_QUEUED: Final = "saga.spans.queued"
 METRIC_LOG_RECORDS: Final = "saga.log_records"
+METRIC_HTTP_DURATION: Final = "http.server.request.duration"
 METRIC_PROCESSES: Final = "saga.processes"
 
 SAGA_CAUSE: Final = "saga.cause"

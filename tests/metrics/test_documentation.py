@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.metrics import StoreGauges
 from shared.clock import utc_now
-from shared.telemetry import names
+from shared.telemetry import http_exchange, names
 from shared.telemetry.metrics import catalog
 from shared.telemetry.metrics.openmetrics import label_name, prometheus_name
 from shared.telemetry.metrics.registry import REGISTRY, Instrument, Registry
@@ -19,6 +19,7 @@ HEADER = "| metric | type | unit | labels | meaning |"
 def ours(registry: Registry) -> list[Instrument]:
     """Every metric of the product, those of an orchestrator's store included."""
     assert catalog.STARTED.name in named_metrics()
+    assert http_exchange._duration.name in named_metrics()
     StoreGauges(utc_now).close()
     found = [one for one in REGISTRY.instruments() if one.name in named_metrics()]
     assert named_metrics() == {one.name for one in found}
@@ -41,7 +42,11 @@ def line(instrument: Instrument) -> str:
 
 def test_the_document_lists_every_metric(ours: list[Instrument]) -> None:
     """Name, type, unit, labels and meaning; nothing is missing and nothing is made up."""
-    written = [one for one in DOCUMENT.read_text().splitlines() if one.startswith("| `saga_")]
+    written = [
+        one
+        for one in DOCUMENT.read_text().splitlines()
+        if one.startswith(("| `saga_", "| `http_"))
+    ]
     assert sorted(map(line, ours)) == sorted(written)
     assert HEADER in DOCUMENT.read_text()
 

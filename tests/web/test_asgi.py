@@ -11,10 +11,15 @@ from opentelemetry import trace
 
 from shared.telemetry.http import AsgiTracing, HttpOptions, current_request_id
 from shared.telemetry.http_asgi import App, Message, Receive, Scope, Send
+from shared.telemetry.metrics.instruments import Histogram
+from shared.telemetry.metrics.registry import Registry
+from tests.metrics.conftest import registry
 from tests.servers.otlp import OtlpReceiver
 from tests.telemetry.conftest import StartTracing
 from tests.web.calls import SPAN_ID, TRACE_ID, TRACEPARENT, get, request
 from tests.web.conftest import Lines, Spans
+
+__all__ = ["registry"]
 
 log = structlog.stdlib.get_logger("tests.web")
 
@@ -29,7 +34,7 @@ def body(text: str = "", *, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": text.encode(), "more_body": more}
 
 
-def answering(*messages: Message) -> App:
+def answering(*messages: Message) -> AsgiTracing:
     """An application that always says the same."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -577,3 +582,39 @@ def test_planted_secrets_reach_neither_the_collector_nor_the_log(
     assert "LookupError" == span.attributes["error.type"]
     shown = f"{span} {lines()}"
     assert [] == [secret for secret in planted if secret in shown]
+
+
+# Metrics ------------------------------------------------------------------------------------
+
+
+def test_requests_are_measured(spans: Spans, registry: Registry) -> None:
+    """By method, route, status and error, with the trace as exemplar; websockets are not."""
+    options = HttpOptions(route=lambda _: "/orders/{order_id}")
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise LookupError
+
+    duration = next(
+        one for one in registry.instruments() if one.name == "http.server.request.duration"
+    )
+    assert isinstance(duration, Histogram)
+    duration.forget()
+    answers = [
+        get(AsgiTracing(OK._app, options), "/orders/17"),
+        get(AsgiTracing(OK._app, options), "/orders/18"),
+        get(AsgiTracing(broken)),
+    ]
+    get(talking(ACCEPT, until=""), received=[CONNECT], **WS)
+    assert [2, 0] == [len([one for one in answers if one.status == 200]), answers[2].status]
+    measured = {series.labels: series for series in duration.series()}
+    assert {
+        (
+            ("http.request.method", "GET"),
+            ("http.response.status_code", "200"),
+            ("http.route", "/orders/{order_id}"),
+        ): 2,
+        (("error.type", "LookupError"), ("http.request.method", "GET")): 1,
+    } == {tuple(sorted(labels)): sum(one.buckets) for labels, one in measured.items()}
+    exemplars = {one.trace_id for series in measured.values() for one in series.exemplars.values()}
+    assert exemplars
+    assert exemplars <= {span.trace_id for span in spans() if span.kind == "server"}
