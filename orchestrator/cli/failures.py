@@ -42,10 +42,14 @@ def report_wrong_use(error: Any, *, as_json: bool) -> int:
 
 
 def _say(kind: str, message: str, hint: str, problems: Sequence[str], *, as_json: bool) -> None:
+    from shared.telemetry.redaction import redacted
+
+    described = redacted(
+        {"type": kind, "message": message, "hint": hint, "problems": list(problems)}
+    )
     if as_json:
-        described = {"type": kind, "message": message, "hint": hint, "problems": list(problems)}
         print(json.dumps({"error": described}, ensure_ascii=False), file=sys.stderr)
         return
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {described['message']}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {described['hint']}", file=sys.stderr)

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 import structlog
 
-from shared.telemetry import logs, setup
+from shared.telemetry import logs, propagation, redaction, setup
 from shared.telemetry.config import TracingConfig, tracing_config
 from shared.telemetry.outlet import THREAD_NAME
+from shared.telemetry.propagation import Propagation
+from shared.telemetry.redaction import Redaction
 from tests.servers.otlp import OtlpReceiver, otlp, otlp_grpc, otlp_http
 from tests.waiting import wait_until
 
@@ -35,6 +37,8 @@ def start_tracing(tmp_path: Path) -> Iterator[StartTracing]:
 
     assert setup._process.config is None, "another test left traces on"
     yield start
+    redaction.configure(Redaction())
+    propagation.configure(Propagation())
     setup.shutdown(timedelta(seconds=5))
     wait_until(lambda: not outlet_threads(), what="the exporter's thread to end")
 

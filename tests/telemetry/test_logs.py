@@ -315,3 +315,28 @@ def test_a_wrong_setting_is_named(
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError, match=f"{variable}='{value}'.*{allowed}"):
         read_settings.__wrapped__()
+
+
+def test_secrets_stay_out_of_lines_of_any_making(
+    lines: Callable[[], list[dict[str, object]]],
+) -> None:
+    """In events, fields, arguments, stacks and exceptions; ours, the library's and warnings'."""
+    word = "hunter2"  # not in a line of the source that a stack would show
+    log = structlog.stdlib.get_logger("ours")
+    log.info("login password=%s", word, customer={"token": word, "name": "jane"}, n=1)
+    logging.getLogger("a.library").warning("POST ?api_key=%s", word, stack_info=True)
+    try:
+        raise ValueError(f"secret: '{word}'")
+    except ValueError:
+        log.exception("failed", password=word)
+        logging.getLogger("a.library").exception("failed with token=%s", word)
+    first, second, third, fourth = lines()
+    assert word not in repr(lines())
+    assert ("login password=[redacted]", {"token": "[redacted]", "name": "jane"}, 1) == (
+        first["event"],
+        first["customer"],
+        first["n"],
+    )
+    assert "POST ?api_key=[redacted]" == second["event"]
+    assert "ValueError: secret: '[redacted]'" in str(third["exception"])
+    assert "failed with token=[redacted]" == fourth["event"]

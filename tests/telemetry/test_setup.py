@@ -13,10 +13,11 @@ import pytest
 from opentelemetry import trace
 from typing_extensions import override
 
-from shared.telemetry import current, setup
+from shared.telemetry import current, propagation, setup
 from shared.telemetry.outlet import OutletStats
+from shared.telemetry.redaction import Redaction
 from shared.telemetry.setup import ExportedSpan
-from shared.telemetry.spans import SpanError
+from shared.telemetry.spans import Attributes, SpanError
 from tests.servers.otlp import OtlpReceiver, Protocol, ReceivedLink
 from tests.servers.spantree import assert_one_tree
 from tests.telemetry.conftest import StartTracing
@@ -413,3 +414,44 @@ def test_error_types_are_class_names() -> None:
     """Built-in classes stand alone, others with their module."""
     assert "ValueError" == current.error_type(ValueError("x"))
     assert "msgspec.DecodeError" == current.error_type(msgspec.DecodeError("x"))
+
+
+def test_the_first_start_counts(otlp_http: OtlpReceiver, start_tracing: StartTracing) -> None:
+    """A configuration from code, in the module of an app, is not replaced when its worker starts."""
+    config = start_tracing(otlp_http, service_name="from-code", propagators=("b3",))
+    setup.start("from-the-environment")
+    assert config is setup._process.config
+    assert ("b3",) == propagation.configured().formats
+    setup.emit([record()])
+    assert setup.flush()
+    assert "from-code" == otlp_http.spans()[0].service
+
+
+def test_secrets_stay_out_of_spans_of_any_making(
+    otlp: OtlpReceiver, start_tracing: StartTracing
+) -> None:
+    """In names, attributes, events and the status; of the plain API and of records alike."""
+    start_tracing(otlp, redaction=Redaction(keys=("iban",), pattern="CUST-[0-9]+"))
+    attributes: Attributes = {
+        "db.password": "hunter2",
+        "iban": "hunter2",
+        "note": "of CUST-1",
+        "n": 1,
+    }
+    span = trace.get_tracer("any").start_span("login password=hunter2", attributes=attributes)
+    span.add_event("sent", {"url": "https://me:hunter2@bank/?token=hunter2"})
+    current.set_error(current.error_of(ValueError("secret: hunter2 of CUST-1")), span)
+    span.end()
+    error = SpanError(type="E", message="pwd=hunter2", traceback="token='hunter2' of CUST-1")
+    setup.emit([record(error=error, attributes={"api_key": "hunter2"})])
+    assert setup.flush()
+    api, made = sorted(otlp.spans(), key=lambda one: one.name)
+    assert "hunter2" not in repr(otlp.spans())
+    assert "CUST-1" not in repr(otlp.spans())
+    assert ("login password=[redacted]", "of [redacted]", 1) == (
+        api.name,
+        api.attributes["note"],
+        api.attributes["n"],
+    )
+    assert ("sent", "exception") == api.events
+    assert "pwd=[redacted]" == made.status_message
