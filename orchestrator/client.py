@@ -41,6 +41,7 @@ from shared.messages import (
     Succeeded,
     Undecodable,
 )
+from shared.sealing import open_message
 from shared.telemetry.header_propagator import current_baggage, current_parent
 
 _POLL_FIRST_S = 0.005
@@ -408,7 +409,9 @@ class Client:
         # Of an event only its name and its fields were kept.
         known = letter.task in self._engine.catalog.events()
         headers = {names.SAGA_EVENT_ID: identity} if known else {}
-        message = codec.decode_inbound(letter.task, identity, letter.body.encode(), headers)
+        message = open_message(
+            codec.decode_inbound(letter.task, identity, letter.body.encode(), headers)
+        )
         match message:
             case EventArrived():
                 self._engine.start(self._engine.starts_of(message))

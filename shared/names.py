@@ -88,6 +88,9 @@ HTTP_TRACE_ID: Final = "x-trace-id"
 HTTP_REQUEST_ID: Final = "x-request-id"
 """Taken from the caller when it is harmless, else made; answered with every response."""
 
+SEALED: Final = "saga_sealed"
+"""The only field of a payload that is encrypted, and the mark of a text that is; see `sealing`."""
+
 UNDO_ARGUMENT: Final = "undo"
 """Keyword argument of a compensation that carries the action's undo data."""
 

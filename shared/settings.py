@@ -40,6 +40,7 @@ class Settings(BaseSettings):
         log_rotate_every: Time after which it is put aside, too; counted in UTC.
         log_files_max: Old log files of a service that are kept.
         jaeger_url: Where `saga trace` reads spans; empty means the trace files.
+        encryption_keys: Keys of payloads, the first one seals; empty seals nothing.
         http_token: What requests to the HTTP API must carry; empty lets everybody on loopback in.
         metrics_port: Port of a worker's metrics for Prometheus; 0 is a free one, none is off.
         metrics_host: Address that it listens on.
@@ -67,12 +68,13 @@ class Settings(BaseSettings):
     log_rotate_every: Annotated[timedelta, Field(ge=timedelta(seconds=1))] | None = None
     log_files_max: Annotated[int, Field(ge=0, le=100_000)] = 10
     jaeger_url: str = ""
-    http_token: str = ""
+    encryption_keys: Annotated[tuple[str, ...], NoDecode, Field(repr=False)] = ()
+    http_token: Annotated[str, Field(repr=False)] = ""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     metrics_host: str = "127.0.0.1"
     metrics_label_values_max: Annotated[int, Field(ge=1, le=10_000)] = 100
 
-    @field_validator("definitions", mode="before")
+    @field_validator("definitions", "encryption_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (

@@ -16,6 +16,8 @@ def make_db(markup: Any) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, help="The store's schema.", rich_markup_mode=markup)
     app.callback()(_db)
     app.command("upgrade")(upgrade)
+    app.command("reseal")(reseal)
+    app.command("new-key")(new_key)
     return app
 
 
@@ -30,6 +32,42 @@ def upgrade(as_json: Json = False) -> None:
         output.show_json({"store": where, "upgraded": True})
     else:
         output.show([output.line(f"{where} has the schema of this version.")])
+
+
+def reseal(as_json: Json = False) -> None:
+    """Encrypt what is in the store with the first key of SAGA_ENCRYPTION_KEYS, while sagas run.
+
+    After a new key was put first, or the first one was set. Then the old key can be taken away, once
+    no message that was sealed with it is on its way.
+    """
+    from orchestrator.store.sql import reseal as seal_anew
+    from shared.errors import ConfigurationError
+    from shared.sealing import ring
+
+    if not ring().seals:
+        raise ConfigurationError(
+            "SAGA_ENCRYPTION_KEYS is not set: there is no key to encrypt with.",
+            hint="`saga db new-key` prints one.",
+        )
+    count = seal_anew(session.settings().store_url)
+    if as_json:
+        output.show_json({"rows": count})
+    else:
+        output.show([output.line(f"{count} rows are encrypted with the first key.")])
+
+
+def new_key() -> None:
+    """Print a new key for SAGA_ENCRYPTION_KEYS."""
+    from shared.errors import ConfigurationError
+
+    try:
+        from cryptography.fernet import Fernet
+    except ImportError as error:
+        raise ConfigurationError(
+            "A key needs the package cryptography, which is not installed.",
+            hint="pip install 'celery-saga-orchestrator[encryption]'",
+        ) from error
+    output.show([output.line(Fernet.generate_key().decode())])
 
 
 def upgrade_store(configured: "Settings") -> str:

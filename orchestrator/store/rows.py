@@ -19,6 +19,7 @@ from orchestrator.ports import DeadLetter, SagaSummary
 from shared import codec
 from shared.errors import DecodeError
 from shared.messages import Command
+from shared.sealing import ring
 
 T = TypeVar("T")
 
@@ -52,12 +53,13 @@ def instant_or_none(micros_since_1970: int | None) -> datetime | None:
 
 
 def to_json(value: SagaState | Event | Command | Definition) -> str:
-    """JSON text of a stored value.
+    """JSON text of a stored value, sealed where there is a key; a definition holds no payload.
 
     Raises:
         DecodeError: It holds something that JSON has no form for.
     """
-    return codec.encode(value).decode()
+    text = codec.encode(value).decode()
+    return text if isinstance(value, Definition) else ring().seal_text(text)
 
 
 def state_from(text: str) -> SagaState:
@@ -160,7 +162,7 @@ def dead_letter_from(row: Any) -> DeadLetter:
         reason=row.reason,
         task=row.task,
         saga_id=row.saga_id,
-        body=row.body,
+        body=ring().open_text(row.body),
         at=row.at,
     )
 
@@ -173,7 +175,7 @@ def _escaped(text: str) -> str:
 
 def _read(decoder: "msgspec.json.Decoder[T]", text: str) -> T:
     try:
-        return decoder.decode(text)
+        return decoder.decode(ring().open_text(text))
     except msgspec.DecodeError as error:
         raise DecodeError(
             f"A stored value cannot be read: {error}.",

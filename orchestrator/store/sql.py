@@ -25,6 +25,7 @@ from orchestrator.ports import (
     Store,
     Survey,
 )
+from orchestrator.store import reseal as resealing
 from orchestrator.store import rows, schema
 from orchestrator.store.database import Database
 from orchestrator.store.definitions import check_same
@@ -39,6 +40,7 @@ from orchestrator.store.tables import (
     SAGA_OUTBOX,
 )
 from shared.messages import Command
+from shared.sealing import ring
 
 _SUMMARY: Final = tuple(column for column in SAGA.c if column.name != "state")
 _DUE: Final = (
@@ -93,6 +95,22 @@ def upgrade(url: str) -> None:
     store = SqlStore(url)
     try:
         store.migrate()
+    finally:
+        store.close()
+
+
+def reseal(url: str) -> int:
+    """Seal what is in a store with the first key of the ring; returns how many rows.
+
+    Raises:
+        UnavailableError: The database cannot be reached.
+        ConfigurationError: Its schema is of another version.
+        DecodeError: Something is sealed with a key that is not on the ring; what came before it is
+            sealed anew, and nothing is lost.
+    """
+    store = open_store(url, create=False)
+    try:
+        return sum(resealing.reseal(store.database, ring().reseal_text))
     finally:
         store.close()
 

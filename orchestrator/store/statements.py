@@ -21,6 +21,7 @@ from orchestrator.ports import Change, DeadLetter, SagaRow
 from orchestrator.store import rows
 from orchestrator.store.database import Hot
 from orchestrator.store.tables import SAGA, SAGA_EVENT, SAGA_OUTBOX
+from shared.sealing import ring
 
 _CHANGING: Final = ("status", "sequence", "updated_at", "wake_at", "trace_due_at", "state")
 """Columns of a saga that change; the others are what it started with."""
@@ -304,4 +305,5 @@ def _commands(changes: Iterable[Change]) -> list[_Values]:
 def _letter(letter: DeadLetter) -> _Values:
     printable = rows.printable(letter)
     values = {name: getattr(printable, name) for name in _LETTER}
-    return {**values, "at": rows.micros(printable.at)}
+    sealed = ring().seal_text(printable.body)
+    return {**values, "body": sealed, "at": rows.micros(printable.at)}

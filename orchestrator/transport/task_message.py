@@ -12,12 +12,14 @@ from orchestrator.ports import Delivery
 from shared import envelope, names
 from shared.codec import decode_inbound, task_body
 from shared.messages import Command, Inbound, Undecodable
+from shared.sealing import open_message, ring
 from shared.telemetry import header_propagator, propagation
 
 
 def body_of(command: Command) -> bytes:
-    """Body: ``[args, kwargs, embed]`` as JSON."""
-    return task_body(command.payload)
+    """Body: ``[args, kwargs, embed]`` as JSON; the payload of a step sealed where there is a key."""
+    # Subscribers of an event may be anybody.
+    return task_body(command.payload if command.is_event else ring().seal(command.payload))
 
 
 def headers_of(command: Command, origin: str) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def delivery(
         caller = header_propagator.received(headers) if begins else {}
         if event:
             caller |= {key: headers.get(key) for key in (names.SAGA_EVENT_ID, names.SAGA_MESSAGE)}
-        message = decode_inbound(task, _text(headers.get("id")), raw, caller)
+        message = open_message(decode_inbound(task, _text(headers.get("id")), raw, caller))
     if isinstance(message, Undecodable):
         message = msgspec.structs.replace(message, body=text)
     return Delivery(message=message, task=task, body=text, receipt=receipt)

@@ -173,6 +173,10 @@ class Stack:
         """The faults that have fired."""
         return faults.fired(self.home / "faults")
 
+    def use(self, **env: str) -> None:
+        """Other variables for what is started from now on."""
+        self._env |= env
+
     def saga(self, *arguments: str) -> "subprocess.Popen[str]":
         """Start a ``saga`` command."""
         return subprocess.Popen(

@@ -27,7 +27,7 @@ from workers.sdk.command import StepCommand, command_of, is_command
 from workers.sdk.outcome import Reject, failure, failure_of
 from workers.sdk.reply import send_reply
 from workers.sdk.request import STRATEGY
-from workers.sdk.runner import command_from, encoded, run_step
+from workers.sdk.runner import command_from, encoded, in_clear, run_step
 
 TASK_UNKNOWN: Final = "TaskUnknown"
 
@@ -105,6 +105,7 @@ class _AdoptedTask(Task[Any, Any]):
     def _perform(
         self, command: StepCommand, args: tuple[Any, ...], payload: Mapping[str, Any]
     ) -> tuple[Verdict, Any]:
+        payload = in_clear(payload)
         try:
             chosen = payload if args else _arguments_of(self).select(payload)
             result = super().__call__(*args, **chosen)

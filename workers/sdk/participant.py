@@ -20,7 +20,7 @@ from workers.sdk.heartbeat import Pulse
 from workers.sdk.install import prepare
 from workers.sdk.outcome import Reject, failure_of
 from workers.sdk.request import STRATEGY
-from workers.sdk.runner import command_from, encoded, run_step
+from workers.sdk.runner import command_from, encoded, in_clear, run_step
 
 DIRECTION_MISMATCH: Final = "DirectionMismatch"
 
@@ -171,6 +171,8 @@ class _Step:
     def _perform(
         self, task: Task[Any, Any], command: StepCommand, payload: Mapping[str, Any]
     ) -> tuple[Verdict, Any]:
+        payload = in_clear(payload)
+
         def work(connection: sa.Connection | None, stored_undo: Any) -> Succeeded | Accepted:
             if command.direction != self._direction:
                 raise Reject(

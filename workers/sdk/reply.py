@@ -24,6 +24,7 @@ from shared.envelope import headers as task_headers
 from shared.ids import command_id
 from shared.kombu_redis import Channel as RedisChannel
 from shared.messages import Execution, HeartbeatRequest, Outcome, Reply
+from shared.sealing import seal_outcome
 from shared.telemetry import propagation
 from workers.sdk.command import StepCommand
 
@@ -52,7 +53,7 @@ def send_reply(
         step=command.step,
         direction=command.direction,
         attempt=command.attempt,
-        outcome=outcome,
+        outcome=seal_outcome(outcome),
         execution=execution,
     )
     send(app, command, reply)

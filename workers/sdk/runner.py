@@ -6,7 +6,7 @@ The reply goes out before the command is acknowledged: a crash in between repeat
 barrier answers the repetition, instead of losing the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from shared import codec, faults
 from shared.clock import utc_now
 from shared.errors import DecodeError, PayloadTooLarge
 from shared.messages import Accepted, Execution, Failed, Failure, Outcome, Rejected, Succeeded
+from shared.sealing import ring
 from shared.settings import settings
 from shared.telemetry import current, logs
 from shared.telemetry import names as vocabulary
@@ -30,6 +31,7 @@ from workers.sdk.reply import send_reply
 
 RESULT_NOT_JSON: Final = "ResultNotJson"
 RESULT_TOO_LARGE: Final = "ResultTooLarge"
+PAYLOAD_SEALED: Final = "PayloadSealed"
 IGNORED: Final = "Ignored"
 MESSAGE_REJECTED: Final = "MessageRejected"
 
@@ -119,6 +121,19 @@ def run_step(
         if isinstance(outcome, Rejected):
             raise Reject(outcome.failure.kind, outcome.failure.message)
         return result
+
+
+def in_clear(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The payload of a message, opened where it is sealed.
+
+    Raises:
+        Fail: It is sealed with a key that this process does not have; another one may have it.
+    """
+    try:
+        found: Mapping[str, Any] = ring().open(payload)
+    except DecodeError as error:
+        raise Fail(PAYLOAD_SEALED, f"The payload cannot be opened. {error}") from error
+    return found
 
 
 def encoded(result: Any) -> Succeeded | Accepted:
