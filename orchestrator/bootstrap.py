@@ -10,6 +10,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.client import Client
 from orchestrator.coordinator import Coordinator
 from orchestrator.core.definition import Saga
+from orchestrator.core.limits import Limits
 from orchestrator.engine import Engine
 from orchestrator.store.sql import SqlStore, open_store
 from orchestrator.tracing import SagaTracing
@@ -83,6 +84,9 @@ def make_engine(settings: Settings, app: Celery[Any] | None = None) -> Engine:
         tracing=SagaTracing(system=messaging_system(settings.celery_broker_url), clock=utc_now),
         clock=utc_now,
         payload_bytes_max=settings.payload_bytes_max,
+        limits=Limits(
+            events_max=settings.history_events_max, in_flight_max=settings.in_flight_max
+        ),
     )
 
 

@@ -16,7 +16,8 @@ from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
 from orchestrator.core.eventing import input_of, key_of
 from orchestrator.core.events import Event, Recorded
-from orchestrator.core.machine import Decision, decide, why_not
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import NO_LIMITS, Decision, decide, why_not
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -152,6 +153,7 @@ class Engine:
         tracing: Makes their spans.
         clock: Tells the time.
         payload_bytes_max: Largest input and largest output, as JSON.
+        limits: How much one saga may do.
     """
 
     def __init__(
@@ -163,6 +165,7 @@ class Engine:
         tracing: SagaTracing,
         clock: Clock,
         payload_bytes_max: int = codec.PAYLOAD_BYTES_MAX_DEFAULT,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.store = store
         self.transport = transport
@@ -170,6 +173,7 @@ class Engine:
         self._tracing = tracing
         self._clock = clock
         self._payload_bytes_max = payload_bytes_max
+        self._limits = limits
         self._published: set[str] = set()
         self._gauges: metrics.StoreGauges | None = None
 
@@ -300,7 +304,14 @@ class Engine:
         if not dry_run:
             return Operated(row=row, events=(), commands=(), dry_run=False)
         batch = _Batch(self._clock(), {saga_id: row})
-        decision = decide(definition, row.state, message, batch.now)
+        decision = decide(
+            definition,
+            row.state,
+            message,
+            batch.now,
+            limits=self._limits,
+            history=row.sequence,
+        )
         if decision.events:
             batch.add(row, decision, None)
         return Operated(
@@ -456,7 +467,14 @@ class Engine:
         definition = self.definition_of(row) if row else asked.definition
         if definition is None:
             return self._refuse(f"There is no saga {asked.saga_id!r}.", asked)
-        decision = decide(definition, row.state if row else None, asked.message, batch.now)
+        decision = decide(
+            definition,
+            row.state if row else None,
+            asked.message,
+            batch.now,
+            limits=self._limits,
+            history=row.sequence if row else 0,
+        )
         if decision.refused:
             return self._refuse(decision.refused, asked)
         if decision.state and (decision.events or decision.beat):

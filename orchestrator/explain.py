@@ -79,7 +79,12 @@ def _direction(state: SagaState, history: Sequence[Recorded], now: datetime) -> 
             by, reason = last.event.by or "an operator", last.event.reason
             who = f" by {by} at {_clock(last.at, now)}" + (f" ({reason})" if reason else "")
         yield f"It was paused{who}: nothing new begins until `saga resume`."
-    if state.status is Status.STUCK:
+    if state.full and state.status is Status.STUCK:
+        yield (
+            "It is stuck: its history has as many events as SAGA_HISTORY_EVENTS_MAX allows. Raise "
+            "that and resume it, or resolve it."
+        )
+    elif state.status is Status.STUCK:
         yield "It is stuck: it can go neither on nor back without an operator."
     elif state.backward and state.cause:
         yield f"It is being undone, because {_because(state.cause)}."

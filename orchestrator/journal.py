@@ -9,6 +9,7 @@ from orchestrator.core.events import (
     CancelRequested,
     CompensationRequested,
     Event,
+    HistoryFull,
     RetryRequested,
     SagaPaused,
     SagaResolved,
@@ -63,7 +64,7 @@ def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter] = ()) -> No
             event = recorded.event
             fields = {**_context(state, event), **_details(event), "status": state.status.value}
             name = tag_of(event).replace("_", ".", 1)
-            if isinstance(event, SagaStuck):
+            if isinstance(event, SagaStuck | HistoryFull):
                 log.error(name, **fields)
             elif _is_warning(event):
                 log.warning(name, **fields)
@@ -117,6 +118,8 @@ def _details(  # noqa: C901, PLR0912 - one case for each event
             StepRecalled(reason=reason) | UndoRequested(reason=reason) | UndoRefused(reason=reason)
         ):
             return {"reason": reason}
+        case HistoryFull(events_max=events_max):
+            return {"events_max": events_max, "setting": "SAGA_HISTORY_EVENTS_MAX"}
         case StepExpanded(items=items):
             return {"items": items}
         case StepSkipped(condition=True):

@@ -13,6 +13,7 @@ from typing import Final
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import (
     CompensationStarted,
+    HistoryFull,
     SagaCompensated,
     SagaCompleted,
     SagaStuck,
@@ -153,7 +154,7 @@ def _measure(change: Change, before: SagaState | None, definition: Definition) -
             case CompensationStarted():
                 cause = state.cause.kind.value if state.cause else ""
                 catalog.COMPENSATIONS.add(1, {**saga, names.SAGA_CAUSE: cause})
-            case SagaStuck():
+            case SagaStuck() | HistoryFull():
                 catalog.STUCK.add(1, saga)
             case SagaCompleted():
                 catalog.COMPLETED.add(1, saga)

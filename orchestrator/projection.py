@@ -21,6 +21,7 @@ import msgspec
 from orchestrator.core.definition import Definition, SubSaga
 from orchestrator.core.eventing import published_by
 from orchestrator.core.events import (
+    HistoryFull,
     Recorded,
     SagaCompleted,
     SagaStuck,
@@ -179,7 +180,9 @@ class _Projection:
         """
         last = self._history[-1].sequence
         # Of a saga that is not sampled nothing goes out when it completes.
-        ends = SagaStuck if self._reconstructed else SagaStuck | SagaCompleted
+        ends = SagaStuck | HistoryFull
+        if not self._reconstructed:
+            ends |= SagaCompleted
         earlier = [one.sequence for one in self._history if isinstance(one.event, ends)]
         return max((number for number in earlier if number < last), default=0)
 

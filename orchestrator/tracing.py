@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Event, Recorded, SagaStuck, Trace
+from orchestrator.core.events import Event, HistoryFull, Recorded, SagaStuck, Trace
 from orchestrator.core.state import SagaState, Status
 from orchestrator.ports import SagaRow
 from orchestrator.projection import Sent, project, start_span, sub_saga_span_id, sub_saga_trace_id
@@ -121,7 +121,10 @@ class SagaTracing:
         something went wrong: every failure has a trace, and one that got stuck and completed all
         the same has the whole of it.
         """
-        if not (state.status.final or any(isinstance(event, SagaStuck) for event in events)):
+        if not (
+            state.status.final
+            or any(isinstance(event, SagaStuck | HistoryFull) for event in events)
+        ):
             return False
         wrong = state.cause is not None or state.status is not Status.COMPLETED
         return state.trace.sampled or wrong

@@ -11,6 +11,7 @@ from orchestrator.core.events import (
     CancelRequested,
     CompensationRequested,
     Event,
+    HistoryFull,
     Recorded,
     RetryRequested,
     SagaPaused,
@@ -44,7 +45,7 @@ class ErrorView(msgspec.Struct, frozen=True, kw_only=True):
     """The first thing that went wrong.
 
     Attributes:
-        cause: ``rejected``, ``failed``, ``timed_out``, ``cancelled`` or ``deadline``.
+        cause: ``rejected``, ``failed``, ``timed_out``, ``cancelled``, ``deadline`` or ``history_full``.
         step: Where; empty for a cancel or a deadline.
         kind: What the participant called it.
     """
@@ -178,6 +179,8 @@ def saga_view(definition: Definition, row: SagaRow, history: Sequence[Recorded])
 def error_view(state: SagaState) -> ErrorView | None:
     """Why a saga did not complete; None for one that did, or that nothing has stopped yet."""
     cause = state.cause
+    if state.full and state.status is Status.STUCK:
+        return ErrorView(cause="history_full", step="", kind="HistoryFull", message=_full())
     if cause is None or state.status is Status.COMPLETED:
         return None
     return ErrorView(
@@ -329,6 +332,8 @@ def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each eve
             | SagaResolved(reason=reason, by=by)
         ):
             return _said_by(by, reason)
+        case HistoryFull(events_max=events_max):
+            return _full(events_max)
         case SagaStuck():
             return "an operator has to decide"
         case _:
@@ -337,6 +342,14 @@ def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each eve
 
 def _said_by(by: str, reason: str) -> str:
     return f"by {by or 'unknown'}: {reason or 'no reason given'}"
+
+
+def _full(events_max: int | None = None) -> str:
+    how_many = "" if events_max is None else f" {events_max}"
+    return (
+        f"its history has{how_many} events, the most that SAGA_HISTORY_EVENTS_MAX allows; raise it "
+        "and resume the saga, or resolve it"
+    )
 
 
 def _again(retry_at: datetime | None) -> str:

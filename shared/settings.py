@@ -28,6 +28,8 @@ class Settings(BaseSettings):
         database_url: Store of the orchestrator; empty means SQLite in `home`.
         ledger_url: Database of the example participants; empty means SQLite in `home`.
         definitions: Modules that hold saga definitions, separated by commas.
+        history_events_max: Most events in the history of one saga; then it is stuck.
+        in_flight_max: Most attempts of one saga in flight at a time.
         payload_bytes_max: Largest input, payload or output of a step, as JSON.
         batch_messages_max: Most replies that one transaction takes.
         visibility_timeout: Redis only: when a message whose worker died is delivered again.
@@ -54,6 +56,8 @@ class Settings(BaseSettings):
     database_url: str = ""
     ledger_url: str = ""
     definitions: Annotated[tuple[str, ...], NoDecode] = ("orchestrator.sagas",)
+    history_events_max: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
+    in_flight_max: Annotated[int, Field(ge=1, le=10_000)] = 100
     payload_bytes_max: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = (
         PAYLOAD_BYTES_MAX_DEFAULT
     )

@@ -188,6 +188,12 @@ class SagaStuck(msgspec.Struct, frozen=True, kw_only=True, tag="saga_stuck"):
     direction: Direction
 
 
+class HistoryFull(msgspec.Struct, frozen=True, kw_only=True, tag="history_full"):
+    """The saga has as many events as it may have: it begins nothing more, and an operator decides."""
+
+    events_max: int
+
+
 class SagaPaused(msgspec.Struct, frozen=True, kw_only=True, tag="saga_paused"):
     """An operator: nothing new begins until it is resumed."""
 
@@ -274,6 +280,7 @@ Event = (
     | DeadlineExceeded
     | CompensationStarted
     | SagaStuck
+    | HistoryFull
     | SagaPaused
     | SagaResumed
     | RetryRequested

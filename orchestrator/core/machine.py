@@ -37,6 +37,7 @@ from orchestrator.core.events import (
     CompensationStarted,
     DeadlineExceeded,
     Event,
+    HistoryFull,
     SagaCompensated,
     SagaCompleted,
     SagaStarted,
@@ -54,6 +55,7 @@ from orchestrator.core.events import (
     UndoRefused,
     UndoRequested,
 )
+from orchestrator.core.limits import Limits
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -91,6 +93,7 @@ from shared.ids import Direction, idempotency_key
 from shared.messages import Accepted, Command, Failed, Failure, Rejected, Reply, Succeeded
 from shared.tokens import is_proof, proof_of
 
+NO_LIMITS: Final = Limits()
 HEARTBEAT_INTERVAL_MIN: Final = timedelta(seconds=1)
 """Signs of life that come faster than this do not count."""
 
@@ -119,7 +122,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(
-    definition: Definition, state: SagaState | None, message: Message, now: datetime
+    definition: Definition,
+    state: SagaState | None,
+    message: Message,
+    now: datetime,
+    *,
+    limits: Limits = NO_LIMITS,
+    history: int = 0,
 ) -> Decision:
     """Decide what follows from a message.
 
@@ -128,6 +137,8 @@ def decide(
         state: Its state; None before it started.
         message: What arrived.
         now: The time of the decision, aware.
+        limits: How much the saga may do.
+        history: Number of events in its history.
 
     Returns:
         The decision. The same arguments always give the same one.
@@ -147,7 +158,13 @@ def decide(
         return Decision(state=alive, beat=alive is not state, wake_at=wake_at(definition, alive))
     if state is None or not (events or isinstance(message, Tick)):
         return Decision(state=state)
+    crowded = False
     while (wanted := _next(plan := plan_of(definition, state), state, now)) is not None:
+        if isinstance(wanted, StepDispatched):
+            if history + len(events) >= limits.events_max:
+                wanted = HistoryFull(events_max=limits.events_max)
+            elif crowded := _crowded(plan, state, limits):
+                break
         state = evolve(state, wanted)
         events.append(wanted)
         commands += commands_of(plan, state, wanted, now)
@@ -156,8 +173,16 @@ def decide(
         state=state,
         events=tuple(events),
         commands=tuple(commands),
-        wake_at=wake_at(definition, state),
+        wake_at=wake_at(definition, state, crowded=crowded),
     )
+
+
+def _crowded(plan: Definition, state: SagaState, limits: Limits) -> bool:
+    """Whether no other attempt may be in flight now."""
+    if len(plan.steps) <= limits.in_flight_max:
+        return False
+    flying = sum(step.phase in IN_FLIGHT for step in state.steps.values())
+    return flying >= limits.in_flight_max
 
 
 def why_not(definition: Definition, state: SagaState | None, message: Message) -> str:
@@ -213,13 +238,19 @@ def _proof_of(state: SagaState, reply: Reply) -> str:
     return proof_of(state.secret, *attempt)
 
 
-def wake_at(definition: Definition, state: SagaState) -> datetime | None:
-    """The next moment at which the saga does something by itself; None when it only waits."""
+def wake_at(definition: Definition, state: SagaState, *, crowded: bool = False) -> datetime | None:
+    """The next moment at which the saga does something by itself; None when it only waits.
+
+    Args:
+        definition: The definition that the saga runs on.
+        state: Its state.
+        crowded: Too much is in flight for another attempt: one of those has to end before.
+    """
     if state.status.final:
         return None
     definition = plan_of(definition, state)
     # A retry that will not be made, or not now, must not wake the saga for ever.
-    held = WAITING if state.paused else frozenset()
+    held = WAITING if state.paused or state.full or crowded else frozenset()
     if turning_back(definition, state):
         held |= {Phase.RETRYING}
     times = [
@@ -230,7 +261,7 @@ def wake_at(definition: Definition, state: SagaState) -> datetime | None:
     if state.deadline_at and deadline_applies(definition, state):
         times.append(state.deadline_at)
     begun = state.backward or any(step.attempt for step in state.steps.values())
-    if state.not_before and not (begun or state.paused):
+    if state.not_before and not (begun or state.paused or state.full):
         times.append(state.not_before)
     return min(times, default=None)
 
@@ -498,7 +529,7 @@ def _next(definition: Definition, state: SagaState, now: datetime) -> Event | No
         step = state.step(planned.name)
         if called_back and step.phase is Phase.RUNNING and not step.recalled:
             return _recalled(planned.name, step, "the saga it belongs to turned back")
-    if state.paused:
+    if state.paused or state.full:
         return None
     if state.backward:
         return _next_backward(definition, state, now)

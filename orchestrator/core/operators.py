@@ -47,7 +47,7 @@ def refusal(definition: Definition, state: SagaState, message: Operator) -> str:
         case Pause():
             return ""
         case Resume():
-            return "" if state.paused else "The saga is not paused."
+            return "" if state.paused or state.full else "The saga is not paused."
         case RetryNow():
             return _retry_refusal(definition, state, message)
         case Skip(step=name):

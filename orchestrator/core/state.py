@@ -21,6 +21,7 @@ from orchestrator.core.events import (
     CompensationStarted,
     DeadlineExceeded,
     Event,
+    HistoryFull,
     RetryRequested,
     SagaCompensated,
     SagaCompleted,
@@ -160,6 +161,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         cause: Why it turned back, or why it will as soon as the steps in flight have ended.
         backward: Compensation has begun.
         paused: Nothing new begins until an operator resumes it.
+        full: Its history is as long as it may be: it begins nothing more until it is resumed.
         secret: Makes the tokens with which its steps are completed from elsewhere.
         not_before: When its first step begins, if not at once.
         signals: Data of the signals that have come, by name.
@@ -184,6 +186,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause: Cause | None = None
     backward: bool = False
     paused: bool = False
+    full: bool = False
     secret: str = ""
     not_before: datetime | None = None
     signals: dict[str, Any] = {}
@@ -268,8 +271,12 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             return _turn_back(state)
         case SagaStuck():
             return _with_step(state, event.step, stuck=True)
-        case SagaPaused() | SagaResumed():
-            return _replace(state, paused=isinstance(event, SagaPaused))
+        case SagaPaused():
+            return _replace(state, paused=True)
+        case SagaResumed():
+            return _with_status(_replace(state, paused=False, full=False))
+        case HistoryFull():
+            return _with_status(_replace(state, full=True))
         case RetryRequested():
             return _retry(state, event)
         case StepSkipped():
@@ -380,7 +387,7 @@ def _with_step(state: SagaState, name: str, **changes: Any) -> SagaState:
 
 
 def _with_status(state: SagaState) -> SagaState:
-    if any(step.stuck for step in state.steps.values()):
+    if state.full or any(step.stuck for step in state.steps.values()):
         status = Status.STUCK
     else:
         status = Status.COMPENSATING if state.backward else Status.RUNNING

@@ -18,6 +18,7 @@ from orchestrator.core.events import (
     CompensationStarted,
     DeadlineExceeded,
     Event,
+    HistoryFull,
     Recorded,
     RetryRequested,
     SagaCompensated,
@@ -120,6 +121,7 @@ EVENTS: tuple[Event, ...] = (
     UndoRequested(attempt=1, reason=TEXT),
     UndoRefused(attempt=2, reason=TEXT),
     SignalReceived(name="ok", data={"approved": True, "comment": TEXT}, by="me"),
+    HistoryFull(events_max=100),
     SagaPaused(reason=TEXT, by="me"),
     SagaResumed(reason=TEXT, by="me"),
     RetryRequested(

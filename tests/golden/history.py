@@ -8,6 +8,8 @@ import msgspec
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import NO_LIMITS
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -79,6 +81,7 @@ class GoldenHistory(msgspec.Struct, frozen=True, kw_only=True):
         form: Version of this file format.
         about: What the history shows.
         state: The state at the end.
+        limits: How much the saga may do.
     """
 
     form: int
@@ -86,6 +89,7 @@ class GoldenHistory(msgspec.Struct, frozen=True, kw_only=True):
     definition: Definition
     arrivals: tuple[Arrival, ...]
     state: SagaState
+    limits: Limits = NO_LIMITS
 
 
 def kind_of(message: Message) -> str:

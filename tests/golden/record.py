@@ -26,7 +26,8 @@ from orchestrator.core.definition import (
     WaitFor,
 )
 from orchestrator.core.events import Trace
-from orchestrator.core.machine import decide
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import NO_LIMITS, decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -44,7 +45,7 @@ from orchestrator.core.messages import (
     Undo,
 )
 from orchestrator.core.references import all_of, eq, exists
-from orchestrator.core.state import SagaState
+from orchestrator.core.state import SagaState, fold
 from shared.ids import Direction
 from shared.messages import (
     Accepted,
@@ -567,23 +568,28 @@ def every_history() -> dict[str, GoldenHistory]:
     patient = {name: recorded(PATIENT, about, told) for name, (about, told) in waits().items()}
     listed = {name: recorded(BOXES, about, told) for name, (about, told) in lists().items()}
     linked = {name: recorded(*story) for name, story in nested().items()}
-    return {**ordered, **patient, **listed, **linked}
+    few = Limits(events_max=5)
+    about = "The history is as long as it may be; resumed under the same limit it is stuck again."
+    told = (Told(START, 0), done("reserve"), said("charge", Failed(failure=BROKEN)), DUE)
+    full = recorded(ORDER, about, (*told, Told(Resume(by="ada"))), few)
+    return {**ordered, **patient, **listed, **linked, "history-full": full}
 
 
-def recorded(definition: Definition, about: str, told: tuple[Told, ...]) -> GoldenHistory:
+def recorded(
+    definition: Definition, about: str, told: tuple[Told, ...], limits: Limits = NO_LIMITS
+) -> GoldenHistory:
     """Let messages arrive, and write down what followed."""
-    arrivals = tuple(_arrivals(definition, told))
-    state: SagaState | None = None
-    for arrival in arrivals:
-        state = decide(definition, state, arrival.arrived, arrival.at).state
+    arrivals = tuple(_arrivals(definition, told, limits))
+    state = fold(event for arrival in arrivals for event in arrival.events)
     assert state is not None
     return GoldenHistory(
-        form=1, about=about, definition=definition, arrivals=arrivals, state=state
+        form=1, about=about, definition=definition, arrivals=arrivals, state=state, limits=limits
     )
 
 
-def _arrivals(definition: Definition, told: tuple[Told, ...]) -> Iterator[Arrival]:
+def _arrivals(definition: Definition, told: tuple[Told, ...], limits: Limits) -> Iterator[Arrival]:
     state: SagaState | None = None
+    count = 0
     now, wake_at = BEGIN, None
     for message, wait_seconds in told:
         if wait_seconds is None:
@@ -591,7 +597,8 @@ def _arrivals(definition: Definition, told: tuple[Told, ...]) -> Iterator[Arriva
             now = max(now, wake_at)
         else:
             now += timedelta(seconds=wait_seconds)
-        decision = decide(definition, state, message, now)
+        decision = decide(definition, state, message, now, limits=limits, history=count)
+        count += len(decision.events)
         state = decision.state
         wake_at = decision.wake_at if decision.events or decision.beat else wake_at
         yield Arrival(
