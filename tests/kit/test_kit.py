@@ -1,5 +1,6 @@
 """`orchestrator.testing`, used as its users do; docs/testing.md has more of it, which runs too."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from orchestrator.testing import (
     times_out,
     twice,
 )
+from orchestrator.testing.coverage import reports
 from orchestrator.testing.examples import example_input
 from shared.errors import ConfigurationError, InputError, SagaError
 from tests.core.builders import NOTHING_TO_UNDO, Order, Retry, saga, step
@@ -30,6 +32,14 @@ PARALLEL = saga(
     step("c", after=("a", "b"), pivot=True, compensation=None),
     step("d", compensation=None, retry=Retry.forever()),
 )
+
+
+@pytest.fixture(autouse=True)
+def _kept_for_the_summary() -> Iterator[None]:
+    """After the tests only the table of the product's example is printed."""
+    yield
+    kept = [one for one in reports if one.saga == PLACE_ORDER.name and not one.problems]
+    reports[:] = kept[-1:]
 
 
 def test_the_public_names_are_these() -> None:
