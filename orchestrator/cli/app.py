@@ -13,10 +13,12 @@ from orchestrator.cli.dev import dev
 from orchestrator.cli.dlq import make_dlq
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.explaining import explain
+from orchestrator.cli.graph import graph
 from orchestrator.cli.logs import logs
 from orchestrator.cli.look import trace
 from orchestrator.cli.operate import add_commands as add_operators
 from orchestrator.cli.purge import purge
+from orchestrator.cli.replay import replay
 from orchestrator.cli.sagas import cancel, list_sagas, show
 from orchestrator.cli.serve import serve
 from orchestrator.cli.start import start
@@ -45,6 +47,8 @@ def make_app() -> typer.Typer:
     app.command("logs")(logs)
     app.add_typer(make_definitions(markup), name="definitions")
     app.add_typer(make_dlq(markup), name="dlq")
+    app.command("replay")(replay)
+    app.command("graph")(graph)
     app.command("purge")(purge)
     app.add_typer(make_db(markup), name="db")
     app.command("doctor")(doctor)

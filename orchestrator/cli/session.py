@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
+    from orchestrator.core.definition import Definition
     from shared.settings import Settings
 
 SERVICE: Final = "saga-cli"
@@ -130,3 +131,18 @@ def log_errors_only() -> None:
     from shared.telemetry import logs
 
     logs.configure(SERVICE, level="ERROR", fd=sys.stderr.fileno())
+
+
+def known_definitions() -> "list[Definition]":
+    """Those in the code and in the store; before anything has run only the former.
+
+    Raises:
+        ConfigurationError: A module that SAGA_DEFINITIONS names cannot be imported.
+    """
+    from orchestrator.bootstrap import load_sagas
+
+    if has_store(settings()):
+        with reading() as client:
+            return [*client.definitions()]
+    import_from_here()
+    return [saga.definition for saga in load_sagas(settings().definitions)]

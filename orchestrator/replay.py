@@ -1,0 +1,362 @@
+"""A stored history through the core of today: would it decide the same?
+
+A history says what was decided, not what arrived; but each decision begins with the fact that the
+message brought. So the message is made anew from that fact, the core is asked, and what it says is
+compared with what stands in the history. Each decision starts from the recorded facts, so that a
+difference does not hide the next one.
+
+Heartbeats leave no event: a time-out that a heartbeat had put off shows as a difference.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import reduce
+from typing import Final, assert_never
+
+import msgspec
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.events import (
+    CancelRequested,
+    CompensationRequested,
+    CompensationStarted,
+    DeadlineExceeded,
+    Event,
+    HistoryFull,
+    Recorded,
+    RetryRequested,
+    SagaCompensated,
+    SagaCompleted,
+    SagaPaused,
+    SagaResolved,
+    SagaResumed,
+    SagaStarted,
+    SagaStuck,
+    SignalReceived,
+    StepAccepted,
+    StepDispatched,
+    StepExpanded,
+    StepFailed,
+    StepRecalled,
+    StepRejected,
+    StepSkipped,
+    StepSucceeded,
+    StepTimedOut,
+    UndoRefused,
+    UndoRequested,
+    about,
+    tag_of,
+)
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import decide
+from orchestrator.core.messages import (
+    Cancel,
+    CompensateNow,
+    Message,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Signal,
+    Skip,
+    Start,
+    Tick,
+    Undo,
+)
+from orchestrator.core.state import SagaState, evolve
+from shared.errors import DecodeError
+from shared.ids import Direction
+from shared.messages import Accepted, Execution, Failed, Outcome, Rejected, Reply, Succeeded
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision, then and now.
+
+    Attributes:
+        sequence: Of the first of its events.
+        at: When it was made.
+        message: What must have arrived, in words.
+        recorded: What happened.
+        decided: What the core of today would let happen.
+        refused: Why it would refuse the message; empty where it would not.
+    """
+
+    sequence: int
+    at: datetime
+    message: str
+    recorded: tuple[Event, ...]
+    decided: tuple[Event, ...]
+    refused: str = ""
+
+    @property
+    def same(self) -> bool:
+        """Whether both are equal."""
+        return self.recorded == self.decided and not self.refused
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole history.
+
+    Attributes:
+        state: What it folds to today; None for an empty one.
+        folds: Whether that is the state that was stored with it; None where none was.
+    """
+
+    decisions: tuple[Replayed, ...]
+    state: SagaState | None
+    folds: bool | None
+
+    @property
+    def differences(self) -> tuple[Replayed, ...]:
+        """The decisions that would be others."""
+        return tuple(one for one in self.decisions if not one.same)
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.differences and self.folds is not False
+
+
+def replay(
+    definition: Definition, history: Sequence[Recorded], stored: SagaState | None = None
+) -> Replay:
+    """Fold a history and decide it anew.
+
+    Args:
+        definition: What the saga ran on.
+        history: All of it, in order.
+        stored: The state that was stored with it, to be compared with the fold.
+
+    Raises:
+        DecodeError: It is not a history of this definition: it names a step that there is not, or
+            does not begin with the start of a saga.
+    """
+    _require_fit(definition, history)
+    decisions = tuple(_decisions(definition, history))
+    state: SagaState | None = reduce(evolve, (one.event for one in history), None)
+    # Signs of life change a state without an event.
+    folded = msgspec.structs.replace(state, beats=stored.beats) if state and stored else state
+    return Replay(
+        decisions=decisions, state=state, folds=None if stored is None else folded == stored
+    )
+
+
+def _require_fit(definition: Definition, history: Sequence[Recorded]) -> None:
+    if not history or not isinstance(history[0].event, SagaStarted):
+        raise DecodeError("The history does not begin with the start of a saga.")
+    for recorded in history:
+        step = getattr(recorded.event, "step", "")
+        # The run of a step for one item is named like pack[0].
+        if step and step.partition("[")[0] not in definition.by_name:
+            raise DecodeError(
+                f"Event {recorded.sequence} is about the step {step!r}, which "
+                f"{definition.name!r} version {definition.version} does not have.",
+                hint="The history belongs to another definition.",
+            )
+
+
+def _decisions(definition: Definition, history: Sequence[Recorded]) -> Iterator[Replayed]:
+    state: SagaState | None = None
+    position = 0
+    while position < len(history):
+        rest = history[position:]
+        made = _decision(definition, state, rest)
+        yield made
+        state = reduce(evolve, made.recorded, state)
+        position += len(made.recorded)
+
+
+def _decision(
+    definition: Definition, state: SagaState | None, rest: Sequence[Recorded]
+) -> Replayed:
+    """The next decision of a history, by the message that fits it best."""
+    first, at = rest[0], rest[0].at
+    tries = []
+    # The limit of that time is known only where it was reached.
+    reached = (one.event.events_max for one in rest if isinstance(one.event, HistoryFull))
+    limits = Limits(events_max=next(reached, UNLIMITED))
+    for message in _messages([one.event for one in rest[:2]], state):
+        decision = decide(
+            definition, state, message, at, limits=limits, history=first.sequence - 1
+        )
+        recorded = tuple(one.event for one in rest[: len(decision.events)])
+        made = Replayed(
+            sequence=first.sequence,
+            at=at,
+            message=_in_words(message),
+            recorded=recorded,
+            decided=decision.events,
+            refused=decision.refused,
+        )
+        if decision.events and made.same:
+            return made
+        tries.append(made)
+    closest = max(tries, key=_agreement)
+    # One message leads to one decision, at one time; where another one follows cannot be known.
+    together = tuple(one.event for one in rest if one.at == at)
+    return msgspec.structs.replace(closest, recorded=_up_to_the_next(definition, together))
+
+
+UNLIMITED: Final = 10**9
+"""Events of a saga that never reached its limit."""
+
+
+def _agreement(made: Replayed) -> int:
+    pairs = zip(made.recorded, made.decided, strict=False)
+    return sum(recorded == decided for recorded, decided in pairs)
+
+
+def _up_to_the_next(definition: Definition, events: tuple[Event, ...]) -> tuple[Event, ...]:
+    for number, event in enumerate(events[1:], 1):
+        if isinstance(event, _BROUGHT) or _replied(definition, event):
+            return events[:number]
+    return events
+
+
+def _replied(definition: Definition, event: Event) -> bool:
+    """Whether a participant must have said so: waits end by themselves."""
+    if not isinstance(event, StepSucceeded | StepFailed | StepRejected):
+        return False
+    planned = definition.by_name.get(event.step)
+    by_itself = isinstance(event, StepRejected) and event.failure.kind.endswith(_UNRESOLVED)
+    return not (by_itself or (planned is not None and planned.waits))
+
+
+_BROUGHT = (
+    SagaStarted,
+    StepAccepted,
+    SignalReceived,
+    CancelRequested,
+    SagaPaused,
+    SagaResumed,
+    RetryRequested,
+    CompensationRequested,
+    SagaResolved,
+)
+"""Events that nothing but a message brings."""
+
+_UNRESOLVED: Final = "Unresolved"
+"""Ends the kind of a rejection that the core itself has made (`orchestrator.core.payload`)."""
+
+
+def _messages(  # noqa: C901, PLR0912 - one case for each event
+    events: Sequence[Event], state: SagaState | None
+) -> tuple[Message, ...]:
+    """What may have arrived when these were the first that followed; the likeliest first."""
+    event = events[0]
+    match event:
+        case SagaStarted():
+            start = Start(
+                saga_id=event.saga_id,
+                input=event.input,
+                trace=event.trace,
+                key=event.key,
+                secret=event.secret,
+                not_before=event.not_before,
+                parent=event.parent,
+            )
+            undone = events[-1]
+            if not isinstance(undone, UndoRequested):
+                return (start,)
+            undo = Undo(attempt=undone.attempt, reason=undone.reason)
+            return (start, msgspec.structs.replace(start, undo=undo))
+        case UndoRequested():
+            return (Undo(attempt=event.attempt, reason=event.reason),)
+        case UndoRefused():
+            return (Undo(attempt=event.attempt),)
+        case StepSucceeded(direction=direction):
+            outcome: Outcome = Succeeded(output=event.output, undo=event.undo)
+            reply = _reply(state, event.step, direction, event.attempt, outcome, event.execution)
+            return (reply, Tick())
+        case StepRejected():
+            outcome = Rejected(failure=event.failure)
+            reply = _reply(state, event.step, "action", event.attempt, outcome, event.execution)
+            return (reply, Tick())
+        case StepFailed(direction=direction):
+            outcome = Failed(failure=event.failure)
+            reply = _reply(state, event.step, direction, event.attempt, outcome, event.execution)
+            return (reply, Tick())
+        case StepAccepted(direction=direction):
+            reply = _reply(
+                state, event.step, direction, event.attempt, Accepted(), event.execution
+            )
+            return (reply,)
+        case SignalReceived():
+            return (Signal(name=event.name, data=event.data, by=event.by),)
+        case CancelRequested():
+            return (Cancel(reason=event.reason, by=event.by),)
+        case SagaPaused():
+            return (Pause(reason=event.reason, by=event.by),)
+        case SagaResumed():
+            return (Resume(reason=event.reason, by=event.by),)
+        case RetryRequested(step=step, payload=payload, reason=reason, by=by):
+            one = RetryNow(step=step, payload=payload, reason=reason, by=by)
+            return (one, RetryNow(reason=reason, by=by))
+        case StepSkipped():
+            skip = Skip(step=event.step, output=event.output, reason=event.reason, by=event.by)
+            return (skip, Tick())
+        case CompensationRequested():
+            return (CompensateNow(reason=event.reason, by=event.by),)
+        case SagaResolved():
+            return (Resolve(reason=event.reason, by=event.by),)
+        case (
+            StepTimedOut()
+            | DeadlineExceeded()
+            | StepDispatched()
+            | StepExpanded()
+            | StepRecalled()
+            | HistoryFull()
+            | CompensationStarted()
+            | SagaStuck()
+            | SagaCompleted()
+            | SagaCompensated()
+        ):
+            return (Tick(),)
+        case _:
+            assert_never(event)
+
+
+def _reply(
+    state: SagaState | None,
+    step: str,
+    direction: Direction,
+    attempt: int,
+    outcome: Outcome,
+    execution: Execution | None,
+) -> Reply:
+    return Reply(
+        saga_id=state.saga_id if state else "",
+        step=step,
+        direction=direction,
+        attempt=attempt,
+        outcome=outcome,
+        execution=execution,
+    )
+
+
+def _in_words(message: Message) -> str:
+    kind = str(type(message).__name__).lower()
+    match message:
+        case Reply(step=step, direction=direction, attempt=attempt, outcome=outcome):
+            said = type(outcome).__name__.lower()
+            return f"reply of {step} ({direction} {attempt}): {said}"
+        case Tick():
+            return "timer"
+        case Signal(name=name):
+            return f"signal {name}"
+        case RetryNow(step=step):
+            return f"retry {step or 'every step'}"
+        case Skip(step=step):
+            return f"skip {step}"
+        case _:
+            return kind
+
+
+def event_in_words(event: Event) -> str:
+    """An event with its subject, and with what it says where another one says otherwise."""
+    subject = about(event)
+    if subject is None:
+        return tag_of(event)
+    step, direction, attempt = subject
+    number = "" if attempt is None else f" {attempt}"
+    return f"{tag_of(event)} {step} ({direction}{number})"

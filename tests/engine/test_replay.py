@@ -1,0 +1,154 @@
+"""A history through the core of today: what would differ is said, decision by decision."""
+
+from datetime import timedelta
+from pathlib import Path
+from unittest.mock import patch
+
+import msgspec
+import pytest
+
+from orchestrator import replay as module
+from orchestrator.core.definition import Saga
+from orchestrator.core.events import Recorded, StepDispatched
+from orchestrator.core.machine import Decision, decide
+from orchestrator.replay import replay
+from orchestrator.sagas import SAGAS
+from orchestrator.testing import Bench, fails, given, late, rejects, times_out, twice
+from orchestrator.testing.failures import _drive, _signals, trials
+from shared import codec
+from shared.errors import DecodeError
+from tests.golden.history import FOLDER, GoldenHistory
+from tests.simulation.run import Run, silence
+
+every_golden_history = pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem
+)
+
+
+def golden(path: Path) -> tuple[GoldenHistory, list[Recorded]]:
+    """A golden history, as it stands in a store."""
+    read = codec.decode(path.read_bytes(), GoldenHistory)
+    events = [(one.at, event) for one in read.arrivals for event in one.events]
+    return read, [
+        Recorded(sequence=number, at=at, event=event)
+        for number, (at, event) in enumerate(events, 1)
+    ]
+
+
+@every_golden_history
+def test_a_golden_history_is_decided_alike(path: Path) -> None:
+    """By facts alone: the messages are made anew from them."""
+    read, recorded = golden(path)
+    result = replay(read.definition, recorded, read.state)
+    assert result.same, result.differences
+    assert [one.recorded for one in result.decisions] == [
+        arrival.events for arrival in read.arrivals if arrival.events
+    ]
+
+
+@pytest.mark.parametrize("saga", SAGAS, ids=lambda saga: saga.name)
+def test_whatever_goes_wrong_is_decided_alike(saga: Saga) -> None:
+    """Every failure of every example."""
+    for trial in [*trials(saga.definition)][::7]:
+        bench = Bench(saga, signals=_signals(saga.definition, None, trial))
+        _drive(bench, trial)
+        definition, row, history = bench.client.story(bench.saga_id)
+        result = replay(definition, history, row.state)
+        assert result.same, (trial.about, result.differences)
+
+
+def test_whole_simulations_are_decided_alike() -> None:
+    """Batches in which several messages have one time, and clocks that jump."""
+    decisions = 0
+    for seed in range(12):
+        run = Run(seed)
+        with silence():
+            run.go()
+        definitions = {(one.saga.name, one.saga.version): one.saga for one in run.plan.starts}
+        for row, history in run.world.store.everything().values():
+            definition = definitions[row.state.name, row.state.version].definition
+            result = replay(definition, history, row.state)
+            assert result.same, result.differences
+            decisions += len(result.decisions)
+    assert decisions > 200
+
+
+def test_a_core_that_decides_otherwise_is_told() -> None:
+    """Where, and what; what follows is compared from the recorded facts."""
+    bench = given(SAGAS[0], order_id="o-1").step("charge-payment", fails()).run()
+    definition, row, history = bench.client.story(bench.saga_id)
+
+    def hasty(*arguments: object, **options: object) -> Decision:
+        decision = decide(*arguments, **options)  # type: ignore[arg-type]  # passed on
+        events = tuple(
+            msgspec.structs.replace(one, due_at=one.due_at - timedelta(seconds=1))
+            if isinstance(one, StepDispatched) and one.step == "charge-payment"
+            else one
+            for one in decision.events
+        )
+        return msgspec.structs.replace(decision, events=events)
+
+    with patch.object(module, "decide", hasty):
+        result = replay(definition, history, row.state)
+    assert not result.same
+    assert result.folds
+    assert [one.message for one in result.differences] == [
+        "reply of reserve-inventory (action 1): succeeded",
+        "timer",
+    ]
+    assert len(result.decisions) == len(replay(definition, history).decisions)
+
+
+def test_a_definition_that_was_changed_by_hand_differs() -> None:
+    """Another order of its steps: it would have gone otherwise."""
+    bench = given(SAGAS[0], order_id="o-1").run()
+    definition, _, history = bench.client.story(bench.saga_id)
+    steps = [msgspec.structs.replace(one, after=()) for one in definition.steps]
+    first = replay(msgspec.structs.replace(definition, steps=tuple(steps)), history)
+    told = [module.event_in_words(event) for event in first.differences[0].decided]
+    assert "step_dispatched confirm-order (action 1)" in told
+
+
+def test_a_history_of_another_definition_is_refused() -> None:
+    """And so is one that has lost its beginning."""
+    bench = given(SAGAS[0], order_id="o-1").run()
+    definition, _, history = bench.client.story(bench.saga_id)
+    shorter = msgspec.structs.replace(definition, steps=definition.steps[:-1])
+    with pytest.raises(DecodeError, match="'notify-customer', which"):
+        replay(shorter, history)
+    with pytest.raises(DecodeError, match="does not begin"):
+        replay(definition, history[1:])
+
+
+def test_a_message_that_would_be_refused_today_is_told() -> None:
+    """With the reason."""
+    bench = given(SAGAS[0], order_id="o-1").cancel_during("reserve-inventory").run()
+    definition, _, history = bench.client.story(bench.saga_id)
+    with patch.object(module, "decide", lambda *_, **__: Decision(state=None, refused="no")):
+        assert {"no"} == {one.refused for one in replay(definition, history).differences}
+
+
+def test_a_row_that_is_not_the_fold_of_its_history_is_told() -> None:
+    """Even if every decision is the same."""
+    bench = given(SAGAS[0], order_id="o-1").run()
+    definition, row, history = bench.client.story(bench.saga_id)
+    result = replay(definition, history, msgspec.structs.replace(row.state, key="other"))
+    assert (result.folds, result.differences, result.same) == (False, (), False)
+
+
+def test_operators_and_late_replies_are_decided_alike() -> None:
+    """Pause, retry, skip, resolve: each is made anew from its fact."""
+    run = given(SAGAS[0], order_id="o-1").step("reserve-inventory", times_out(), late())
+    bench = run.step("charge-payment", twice()).step("notify-customer", rejects()).begin()
+    saga_id = bench.saga_id
+    bench.tell(lambda client: client.pause(saga_id, reason="r"))
+    bench.tell(lambda client: client.resume(saga_id, reason="r"))
+    bench.run()
+    bench.tell(lambda client: client.retry(saga_id, reason="r"))
+    bench.run()
+    bench.tell(lambda client: client.skip(saga_id, "notify-customer", reason="r"))
+    definition, row, history = bench.client.story(saga_id)
+    result = replay(definition, history, row.state)
+    assert result.same, result.differences
+    arrived = {one.message for one in result.decisions}
+    assert {"pause", "resume", "retry notify-customer", "skip notify-customer"} <= arrived
