@@ -1,7 +1,7 @@
 """One system after the other, each in a process of its own: ``python -m bench.measure SYSTEM``.
 
 The CPU time is that of the measuring process and of all its descendants: sender, workers,
-orchestrator, Redis and PostgreSQL.
+orchestrator, Redis and PostgreSQL; a collector is not part of the system that is measured.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from socket import create_connection
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,8 +21,9 @@ import psutil
 from bench import names
 from orchestrator.cli.children import Child, end
 from orchestrator.cli.stack import GRACE
-from shared.embedded import PrivateRedis
+from shared.embedded import PrivateRedis, free_port
 from tests.servers.postgres import PostgresServer
+from tests.servers.rotel import find_rotel
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
@@ -30,6 +32,9 @@ READY_WITHIN_S: Final = 60.0
 ENDED_WITHIN_S: Final = 300.0
 AT_ONCE: Final = 50
 """Sagas that one transaction starts at saturation."""
+
+POLL_S: Final = 0.0005
+WORKER: Final = ("-Q", names.QUEUE, "-c", "2", "-P", "prefork")
 
 
 class Sizes(NamedTuple):
@@ -52,11 +57,17 @@ class Result(msgspec.Struct, kw_only=True):
     p99_ms: float | None = None
 
 
+_others: Final[set[int]] = set()
+"""Processes that do not belong to the system."""
+
+
 def cpu_seconds() -> float:
     """User and system time of this process and all descendants, the ended ones included."""
     total = 0.0
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:
+        if process.pid in _others:
+            continue
         with suppress(psutil.Error):
             times = process.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
@@ -115,9 +126,27 @@ def chain_of_five(sizes: Sizes, *, traced: bool) -> Result:
     )
 
 
-def product(sizes: Sizes, *, postgres: bool) -> Result:
-    """This product, traced at 100 %."""
-    with _product(postgres=postgres) as client:
+def product(
+    sizes: Sizes,
+    *,
+    what: str = "this product",
+    postgres: bool = False,
+    traced: bool = True,
+    level: str = "INFO",
+    collector: bool | None = None,
+) -> Result:
+    """This product.
+
+    Args:
+        sizes: How much of it.
+        what: Name of the line in the table.
+        postgres: On PostgreSQL; otherwise on SQLite.
+        traced: Every saga; otherwise none, by ``always_off``.
+        level: Of its log, which is a file of JSON lines.
+        collector: Spans go to a collector over OTLP/HTTP; False for one that is configured, and
+            down. By default they go to files.
+    """
+    with _product(postgres=postgres, traced=traced, level=level, collector=collector) as client:
         from bench import done
         from orchestrator.core.state import ACTIVE
         from shared.messages import StartRequest
@@ -128,7 +157,7 @@ def product(sizes: Sizes, *, postgres: bool) -> Result:
                 raise TimeoutError("a saga did not end")
             # The steps are done, the last commit is not: a saga has ended when that is durable.
             while client.row(saga_id).state.status in ACTIVE:
-                sleep(0.0005)
+                sleep(POLL_S)
 
         p50, p99 = _latency(one, sizes.samples)
 
@@ -147,9 +176,9 @@ def product(sizes: Sizes, *, postgres: bool) -> Result:
 
         seconds, cpu = _saturate(send, ended)
     return Result(
-        system="this product",
+        system=what,
         store="PostgreSQL" if postgres else "SQLite",
-        traced=True,
+        traced=traced,
         sagas_per_s=sizes.sagas / seconds,
         cpu_ms_per_saga=cpu * 1000 / sizes.sagas,
         p50_ms=p50,
@@ -157,12 +186,54 @@ def product(sizes: Sizes, *, postgres: bool) -> Result:
     )
 
 
+def messages(sizes: Sizes, *, by_bus: bool) -> Result:
+    """Five no-op messages count as a saga: by the command bus, or by ``apply_async``."""
+    with _servers() as home, ExitStack() as exits:
+        _configure(home, level="WARNING")
+        from opentelemetry.instrumentation.celery import CeleryInstrumentor
+
+        from bench import bus, done
+
+        if not by_bus:  # which makes its spans itself
+            CeleryInstrumentor().instrument()  # type: ignore[no-untyped-call]
+        exits.callback(end, [_celery("worker", "bench.bus", *WORKER)], GRACE)
+        send_one = bus.by_bus if by_bus else bus.by_celery
+        send_one("ready", ends=True)
+        _expect(lambda: done.wait(READY_WITHIN_S), READY_WITHIN_S, "a worker")
+
+        def send() -> None:
+            for number in range(sizes.sagas * names.STEPS):
+                send_one(str(number), ends=False)
+            send_one("end", ends=True)
+
+        seconds, cpu = _saturate(send, lambda: done.count() >= 1)
+    return Result(
+        system=f"{'command bus' if by_bus else 'apply_async'}, five for one saga",
+        store=None,
+        traced=True,
+        sagas_per_s=sizes.sagas / seconds,
+        cpu_ms_per_saga=cpu * 1000 / sizes.sagas,
+    )
+
+
 SYSTEMS: Final[dict[str, Callable[[Sizes], Result]]] = {
     "bare": bare,
     "chain": lambda sizes: chain_of_five(sizes, traced=False),
     "chain-traced": lambda sizes: chain_of_five(sizes, traced=True),
-    "sqlite": lambda sizes: product(sizes, postgres=False),
+    "sqlite": product,
+    "sqlite-warning": lambda sizes: product(
+        sizes, what="this product, log at WARNING", level="WARNING"
+    ),
+    "sqlite-untraced": lambda sizes: product(sizes, what="this product, always_off", traced=False),
+    "collector-up": lambda sizes: product(
+        sizes, what="this product, collector up", collector=True
+    ),
+    "collector-down": lambda sizes: product(
+        sizes, what="this product, collector down", collector=False
+    ),
     "postgres": lambda sizes: product(sizes, postgres=True),
+    "apply-async": lambda sizes: messages(sizes, by_bus=False),
+    "bus": lambda sizes: messages(sizes, by_bus=True),
 }
 
 
@@ -202,39 +273,76 @@ def _expect(condition: Callable[[], bool], seconds: float, what: str) -> None:
 def _plain(*, traced: bool) -> Iterator[None]:
     with _servers(), ExitStack() as exits:
         os.environ[names.TRACED] = "1" if traced else "0"
-        worker = _celery("worker", "bench.chain", "-Q", names.QUEUE, "-c", "2", "-P", "prefork")
+        worker = _celery("worker", "bench.chain", *WORKER)
         exits.callback(end, [worker], GRACE)
         yield
 
 
 @contextmanager
-def _product(*, postgres: bool) -> Iterator["Client"]:
+def _product(
+    *, postgres: bool, traced: bool, level: str, collector: bool | None
+) -> Iterator["Client"]:
     with _servers() as home, ExitStack() as exits:
-        os.environ |= {
-            "SAGA_HOME": str(home),
-            "SAGA_LOG_DIR": str(home / "logs"),
-            "SAGA_BROKER_URL": names.broker(),
-            "SAGA_DEFINITIONS": "bench.definition",
-        }
+        if not traced:
+            os.environ["OTEL_TRACES_SAMPLER"] = "always_off"
+        if collector is not None:
+            port = exits.enter_context(_collector(home)) if collector else free_port()
+            os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{port}"
         if postgres:
             server = PostgresServer()
             exits.callback(server.discard)
             os.environ["SAGA_DATABASE_URL"] = server.start().url
+        _configure(home, level=level)
         from orchestrator.bootstrap import make_client
         from orchestrator.cli.db import upgrade_store
         from shared.settings import settings
-        from shared.telemetry import logs, setup
-        from shared.telemetry.config import tracing_config
 
-        logs.configure("bench", level="INFO", log_dir=home / "logs")
-        setup.start("bench", tracing_config("bench", home=home))
         upgrade_store(settings())
         children = [
-            _celery("worker", "bench.steps", "-Q", names.QUEUE, "-c", "2", "-P", "prefork"),
+            _celery("worker", "bench.steps", *WORKER),
             _celery("orchestrator", "orchestrator"),
         ]
         exits.callback(end, children, GRACE)
         yield exits.enter_context(closing(make_client(settings())))
+
+
+def _configure(home: Path, *, level: str) -> None:
+    """Logs, traces and settings of our own processes, this one included."""
+    os.environ |= {
+        "SAGA_HOME": str(home),
+        "SAGA_LOG_DIR": str(home / "logs"),
+        "SAGA_LOG_LEVEL": level,
+        "SAGA_BROKER_URL": names.broker(),
+        "SAGA_DEFINITIONS": "bench.definition",
+    }
+    from shared.telemetry import logs, setup
+    from shared.telemetry.config import tracing_config
+
+    logs.configure("bench", level=level, log_dir=home / "logs")
+    setup.start("bench", tracing_config("bench", home=home))
+
+
+@contextmanager
+def _collector(home: Path) -> Iterator[int]:
+    """A collector that nobody here wrote, which throws away what it has understood."""
+    port = free_port()
+    listen = ("--otlp-http-endpoint", f"127.0.0.1:{port}")
+    other = ("--otlp-grpc-endpoint", f"127.0.0.1:{free_port()}")
+    command = [str(find_rotel()), "start", *listen, *other, "--exporter", "blackhole"]
+    child = Child("collector", command, os.environ, home / "collector.out")
+    child.start()
+    _others.update([child.pid] if child.pid else [])
+    try:
+        _expect(lambda: _listens(port), READY_WITHIN_S, "the collector")
+        yield port
+    finally:
+        end([child], GRACE)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 @contextmanager

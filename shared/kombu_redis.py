@@ -21,8 +21,9 @@ setting everything works as before, on kombu's own transport.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from kombu import uuid
@@ -159,6 +160,7 @@ class Channel(kombu_redis.Channel):
     _kept_client: Any = None
     _tag_prefix = ""
     _takes = 0
+    _taken_from: Mapping[str, tuple[list[str], str]] = MappingProxyType({})
     _kept_lane: Lane | None = None
     _restored_at = float("-inf")
 
@@ -287,20 +289,18 @@ class Channel(kombu_redis.Channel):
 
     def _taking(self, queue: str, messages_max: int) -> tuple[Call, str]:
         """A call of the script, and the beginning of the tags of what it takes."""
-        lists = list(dict.fromkeys(self._q_for_pri(queue, step) for step in self.priority_steps))
+        if queue not in self._taken_from:
+            lists = dict.fromkeys(self._q_for_pri(queue, step) for step in self.priority_steps)
+            # No exchange, the queue as routing key: it goes back to this very queue.
+            tail = f',"",{json.dumps(queue)}]'
+            keys = [self.unacked_index_key, self.unacked_key, *lists]
+            self._taken_from = {**self._taken_from, queue: (keys, tail)}
+        keys, tail = self._taken_from[queue]
         self._tag_prefix = self._tag_prefix or uuid()
         self._takes += 1
         prefix = f"{self._tag_prefix}.{self._takes}."
-        # No exchange, the queue as routing key: it goes back to this very queue.
-        tail = f',"",{json.dumps(queue)}]'
-        keys = [self.unacked_index_key, self.unacked_key, *lists]
-        arguments: list[Argument] = [
-            utc_now().timestamp(),
-            messages_max,
-            TAKE_BYTES_MAX,
-            prefix,
-            tail,
-        ]
+        now = utc_now().timestamp()
+        arguments: list[Argument] = [now, messages_max, TAKE_BYTES_MAX, prefix, tail]
         return (_TAKE, keys, arguments), prefix
 
 

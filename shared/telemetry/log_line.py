@@ -89,6 +89,7 @@ class Line:
         self._service = service
         self._context = context
         self._process = (0, "")
+        self._second = (-1, "")
 
     def as_json(self, record: logging.LogRecord) -> bytes:
         """A record as JSON, whatever it holds."""
@@ -128,9 +129,8 @@ class Line:
         self, record: logging.LogRecord, event: EventDict, positional: object
     ) -> EventDict:
         event = dict(redacted_fields(event))
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
         line: EventDict = {
-            names.LOG_TIMESTAMP: moment.replace("+00:00", "Z"),
+            names.LOG_TIMESTAMP: self._moment(record.created),
             names.LOG_LEVEL: record.levelname.lower(),
             names.LOG_EVENT: event.pop("event", ""),
             names.LOG_LOGGER: record.name,
@@ -142,6 +142,14 @@ class Line:
         line[names.LOG_PID] = record.process
         line[names.LOG_PROCESS] = self._process_name(record)
         return line
+
+    def _moment(self, created: float) -> str:
+        second, micros = divmod(round(created * 1_000_000), 1_000_000)
+        known, text = self._second
+        if second != known:
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = (second, text)
+        return f"{text}.{micros:06}Z"
 
     def _process_name(self, record: logging.LogRecord) -> str:
         pid = record.process or 0

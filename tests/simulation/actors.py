@@ -1,6 +1,7 @@
 """The processes: orchestrators, clients and participants, each as it is in the product."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -162,6 +163,8 @@ class Orchestrator(EngineProcess):
                 engine,
                 batch_messages_max=BATCH_MAX,
                 republish_after=REPUBLISH_AFTER,
+                # By it every saga's timing would hang on all others', and no trace could be cut.
+                rest=timedelta(),
                 stopping=Forever(self.world),
                 monotonic=self.monotonic,
             ).run()

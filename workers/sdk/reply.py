@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -169,7 +170,7 @@ def _headers(command: StepCommand, task: str) -> dict[str, Any]:
     """The headers of Celery's protocol 2, which any Celery tool can read, and the saga's."""
     task_id = f"{_id_of(command)}:{task.rpartition('.')[2]}"
     headers: dict[str, Any] = {
-        **task_headers(task=task, task_id=task_id, origin=anon_nodename()),
+        **task_headers(task=task, task_id=task_id, origin=_origin(os.getpid())),
         names.SAGA_ID: command.saga_id,
         names.SAGA_NAME: command.saga_name,
         names.SAGA_STEP: command.step,
@@ -179,6 +180,11 @@ def _headers(command: StepCommand, task: str) -> dict[str, Any]:
     if command.traceparent:
         propagation.inject(headers, command.traceparent)
     return headers
+
+
+@lru_cache(maxsize=1)
+def _origin(_pid: int) -> str:
+    return anon_nodename()
 
 
 def _id_of(command: StepCommand) -> str:

@@ -1,0 +1,59 @@
+"""The loop around the engine."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.coordinator import BUSY_FROM, Coordinator
+from orchestrator.ports import Delivery
+from shared.messages import CancelRequest
+
+
+class Stopping:
+    """Ends the coordinator when nothing is left, and keeps what it waited for."""
+
+    def __init__(self, batches: list[list[Delivery]], happened: list[str]) -> None:
+        self._batches = batches
+        self._happened = happened
+
+    def is_set(self) -> bool:
+        return not self._batches
+
+    def set(self) -> None:
+        self._batches.clear()
+
+    def wait(self, timeout: float) -> object:
+        self._happened.append(f"rest {timeout:g}")
+        return None
+
+
+@pytest.mark.parametrize("size", [1, BUSY_FROM - 1, BUSY_FROM])
+def test_a_large_batch_is_followed_by_a_rest_before_it_is_acknowledged(size: int) -> None:
+    """The next one grows meanwhile; a saga alone, or two of them, never wait."""
+    delivery = Delivery(message=CancelRequest(saga_id="s"), task="saga.cancel", body="")
+    batches = [[delivery] * size]
+    happened: list[str] = []
+
+    def handle(deliveries: Sequence[Delivery]) -> None:
+        happened.append(f"handle {len(deliveries)}")
+
+    def acknowledge(deliveries: Sequence[Delivery]) -> None:
+        happened.append(f"acknowledge {len(deliveries)}")
+
+    transport = SimpleNamespace(receive=lambda *_: batches.pop(), acknowledge=acknowledge)
+    engine: Any = SimpleNamespace(
+        transport=transport,
+        handle=handle,
+        settle=lambda: None,
+        close=lambda: None,
+        tick=lambda _: 0,
+        republish=lambda *_: 0,
+        retrace=lambda _: 0,
+    )
+    stopping = Stopping(batches, happened)
+    Coordinator(engine, rest=timedelta(seconds=7), stopping=stopping).run()
+    rest = ["rest 7"] if size >= BUSY_FROM else []
+    assert happened == [f"handle {size}", *rest, f"acknowledge {size}"]
