@@ -21,6 +21,7 @@ from shared.clock import utc_now
 from shared.errors import SagaError
 from shared.settings import Settings
 from shared.telemetry.config import TracingConfig, tracing_config
+from shared.telemetry.log_config import log_export_config
 from shared.telemetry.names import messaging_system
 
 LOGS_SINCE: Final = timedelta(days=1)
@@ -133,11 +134,13 @@ class Checkup:
     def _telemetry(self) -> Iterator[Finding]:
         try:
             config = self._tracing()
+            log_export = log_export_config(config)
         except SagaError as error:
             yield wrong(exporting.CHECK, Code.SETTING, error.message, error.hint)
             return
         yield from exporting.check_exporter(config)
         yield from exporting.check_sampling(config)
+        yield from exporting.check_log_export(log_export)
         yield from exporting.check_lost(self._export_lines())
 
     def _logs(self) -> Iterator[Finding]:

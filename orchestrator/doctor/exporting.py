@@ -20,9 +20,14 @@ from shared.clock import monotonic, utc_now
 from shared.ids import new_span_id, new_trace_id
 from shared.telemetry import names, setup
 from shared.telemetry.config import TracingConfig
+from shared.telemetry.log_config import LogExportConfig
 from shared.telemetry.spans import SpanRecord
 
+OtlpProtocol = Literal["http", "grpc"]
+Speaks = Literal["http", "grpc", "tls", "nothing", "unknown"]
+
 CHECK: Final = "exporter"
+LOGS: Final = "log export"
 EXPORT_WITHIN: Final = timedelta(seconds=3)
 SLOW_AFTER: Final = timedelta(seconds=1)
 LONG_EXPORT: Final = timedelta(seconds=30)
@@ -32,15 +37,13 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _HTTP2_SETTINGS: Final = 4
 _FRAME_HEADER_BYTES: Final = 9
 _REQUEST: Final = b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
-_OTHER: Final[Mapping[str, tuple[str, str]]] = {
+_OTHER: Final[Mapping[OtlpProtocol, tuple[OtlpProtocol, str]]] = {
     "http": ("grpc", "OTEL_EXPORTER_OTLP_PROTOCOL=grpc, or the port of OTLP over HTTP (4318)"),
     "grpc": (
         "http",
         "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or the port of OTLP over gRPC (4317)",
     ),
 }
-
-Speaks = Literal["http", "grpc", "tls", "nothing", "unknown"]
 
 
 class Endpoint(NamedTuple):
@@ -94,6 +97,22 @@ def check_exporter(config: TracingConfig) -> Iterator[Finding]:
             "Run a collector near the workers (on the same machine) that sends on; work never "
             "waits for the export, but a full queue drops spans.",
         )
+
+
+def check_log_export(config: LogExportConfig | None) -> Iterator[Finding]:
+    """Whether the collector of log records answers, in the protocol that is configured."""
+    if config is None:
+        return
+    found = endpoint_of(config.url)
+    headers = dict(config.tracing.otlp_headers)
+    status = _status(config.url, headers) if found.speaks == config.protocol == "http" else ""
+    if found.speaks == config.protocol and status[:1] in {"", "2"}:
+        yield good(LOGS, f"Log records go to {config.url} ({config.protocol}), which answers.")
+    elif found.speaks == "tls":
+        yield good(LOGS, f"Log records go to {config.url}, which accepts connections.")
+    else:
+        reason = f"it answers {status}" if status else ""
+        yield _failed(LOGS, "log records", found, config.url, config.protocol, reason)
 
 
 def check_sampling(config: TracingConfig) -> Iterator[Finding]:
@@ -198,53 +217,61 @@ def _why(config: TracingConfig, where: str, reason: str) -> Finding:
             "Make the folder writable, or set SAGA_HOME to one that is.",
         )
     found = endpoint_of(config.export_url)
+    if found.speaks == "http" == config.otlp_protocol:
+        # The exporter tries again until its time is up, and says only that then.
+        reason = f"it answers {_status(config.export_url, dict(config.otlp_headers))}"
+    return _failed(CHECK, "spans", found, where, config.otlp_protocol, reason)
+
+
+def _failed(
+    check: str, what: str, found: Endpoint, where: str, protocol: OtlpProtocol, reason: str
+) -> Finding:
     details: dict[str, Any] = {
         "endpoint": where,
-        "protocol": config.otlp_protocol,
+        "protocol": protocol,
         "speaks": found.speaks,
         "reason": reason,
     }
     if found.speaks == "nothing":
         return wrong(
-            CHECK,
+            check,
             Code.EXPORTER_UNREACHABLE,
-            f"Nobody answers at {found.host}:{found.port} ({found.problem}): no span arrives at {where}.",
+            f"Nobody answers at {found.host}:{found.port} ({found.problem}): no {what} arrive at "
+            f"{where}.",
             "Start the collector, or set OTEL_EXPORTER_OTLP_ENDPOINT to where it is; without it, "
             "traces go to files.",
             **details,
         )
-    if found.speaks == "http" == config.otlp_protocol:
-        # The exporter tries again until its time is up, and says only that then.
-        said = f": it answers {_status(config)}."
-    other, instead = _OTHER[config.otlp_protocol]
+    other, instead = _OTHER[protocol]
     if found.speaks == other:
         return wrong(
-            CHECK,
+            check,
             Code.EXPORTER_PROTOCOL,
-            f"{found.host}:{found.port} speaks OTLP over {other}, and spans are sent over "
-            f"{config.otlp_protocol}.",
+            f"{found.host}:{found.port} speaks OTLP over {other}, and {what} are sent over "
+            f"{protocol}.",
             f"Set {instead}.",
             **details,
         )
     return wrong(
-        CHECK,
+        check,
         Code.EXPORTER_REFUSES,
-        f"{where} did not accept a span{said}",
+        f"{where} did not accept {what}{f': {reason}' if reason else ''}".rstrip(".") + ".",
         "See the collector's log. 401 or 403: set OTEL_EXPORTER_OTLP_HEADERS. 404: the path is "
-        "/v1/traces for OTLP over HTTP. A time-out: it is too slow, or something else listens.",
+        "/v1/traces (/v1/logs for log records) for OTLP over HTTP. A time-out: it is too slow, or "
+        "something else listens.",
         **details,
     )
 
 
-def _status(config: TracingConfig) -> str:
+def _status(url: str, headers: Mapping[str, str]) -> str:
     """What the collector answers to an export of nothing."""
-    parts = urlsplit(config.export_url)
+    parts = urlsplit(url)
     connection = http.client.HTTPConnection(
         parts.hostname or "", parts.port, timeout=_CONNECT_SECONDS
     )
-    headers = {"Content-Type": "application/x-protobuf", **dict(config.otlp_headers)}
     try:
-        connection.request("POST", parts.path or "/", b"", headers)
+        given = {"Content-Type": "application/x-protobuf", **headers}
+        connection.request("POST", parts.path or "/", b"", given)
         answer = connection.getresponse()
         return f"{answer.status} {answer.reason}".rstrip()
     except (OSError, http.client.HTTPException) as error:

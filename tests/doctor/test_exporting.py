@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from orchestrator.doctor import exporting
 from orchestrator.doctor.findings import Code, Severity
 from shared.embedded import free_port
 from shared.telemetry.config import TracingConfig, tracing_config
+from shared.telemetry.log_config import log_export_config
 from tests.doctor.conftest import bad
 from tests.servers.otlp import OtlpReceiver
 
@@ -73,6 +75,31 @@ def test_a_collector_that_refuses_says_why(otlp_http: OtlpReceiver) -> None:
     found = list(exporting.check_exporter(elsewhere))
     assert bad(found) == [(WRONG, Code.EXPORTER_REFUSES)]
     assert "404" in found[0].message
+
+
+def test_the_collector_of_log_records_is_tried_too(
+    otlp_http: OtlpReceiver, otlp_grpc: OtlpReceiver
+) -> None:
+    """Only where log records are exported at all."""
+
+    def found(receiver: OtlpReceiver, **more: str) -> list[Any]:
+        environ = {"OTEL_LOGS_EXPORTER": "otlp", **receiver.environment, **more}
+        tracing = tracing_config("doctor", home=Path(), environ=environ)
+        return bad(exporting.check_log_export(log_export_config(tracing, environ=environ)))
+
+    assert found(otlp_http) == found(otlp_grpc) == []
+    assert found(otlp_http, OTEL_LOGS_EXPORTER="none") == []
+    assert found(otlp_http, OTEL_EXPORTER_OTLP_LOGS_PROTOCOL="grpc") == [
+        (WRONG, Code.EXPORTER_PROTOCOL)
+    ]
+    nowhere = f"{otlp_http.url}/elsewhere"
+    assert found(otlp_http, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=nowhere) == [
+        (WRONG, Code.EXPORTER_REFUSES)
+    ]
+    down = f"http://127.0.0.1:{free_port()}"
+    assert found(otlp_http, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=down) == [
+        (WRONG, Code.EXPORTER_UNREACHABLE)
+    ]
 
 
 def test_a_slow_collector_is_advice(
