@@ -13,6 +13,7 @@ from celery import Celery
 from typing_extensions import override
 
 from shared.broker_transport import transport_for
+from shared.bus.registry import keep_unknown
 from shared.celery_errors import as_shown
 from shared.errors import ConfigurationError
 from shared.settings import Settings
@@ -51,6 +52,7 @@ def make_app(
     read = settings if callable(settings) else lambda: settings
     app = _SagaApp(name, settings=read, default_queue=default_queue)
     install_telemetry(app, service, settings=read)
+    keep_unknown(app)
     return app
 
 

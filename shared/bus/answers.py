@@ -26,6 +26,8 @@ from shared.bus import replying
 from shared.ids import new_span_id
 from shared.messages import Failed, Succeeded
 from shared.telemetry import logs
+from shared.telemetry.metrics import catalog
+from shared.telemetry.names import BUS_MESSAGE_NAME
 
 STOPPED_WITHIN: Final = timedelta(seconds=2)
 
@@ -134,6 +136,8 @@ class Answers:
             waiting.set(answer.outcome)
             return
         self.late += 1
+        name = str(headers.get(names.SAGA_MESSAGE, ""))
+        catalog.BUS_LATE_ANSWERS.add(1, {BUS_MESSAGE_NAME: name})
         with logs.saga_context({**headers, "task_id": answer.query_id}):
             _log.warning("query.late_answer", late_answers=self.late)
 

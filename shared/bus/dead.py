@@ -21,6 +21,7 @@ from shared.bus.publisher import Publisher, queue_of
 from shared.clock import utc_now
 from shared.errors import UnavailableError
 from shared.messages import Failure
+from shared.telemetry.metrics import catalog
 
 LETTERS_MAX: Final = 1_000
 
@@ -50,6 +51,7 @@ def bury(
         names.SAGA_DEAD_AT: utc_now().isoformat(),
     }
     publisher.send(names.DEAD_LETTERS_QUEUE, body, letter)
+    catalog.DEAD_LETTERED.add(1)
     _log.error(
         "message.dead_lettered",
         kind=why.kind,

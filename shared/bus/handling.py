@@ -29,6 +29,8 @@ from shared.contract import answer_type, decoded, wire_of
 from shared.errors import DecodeError, InputError, PayloadTooLarge, UnavailableError
 from shared.messages import Failed, Failure, Succeeded
 from shared.settings import settings
+from shared.telemetry.metrics import catalog
+from shared.telemetry.names import BUS_MESSAGE_NAME
 
 REQUEST: Final = "shared.bus.request:BusRequest"
 
@@ -149,6 +151,7 @@ def follow_up(
         "eta": (utc_now() + wait).isoformat(),
     }
     registry.publisher.send(handling.queue, body, again)
+    catalog.BUS_RETRIES.add(1, {BUS_MESSAGE_NAME: wire_of(handling.message).name})
     _log.warning(
         "message.retried",
         kind=why.kind,

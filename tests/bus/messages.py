@@ -36,6 +36,12 @@ class SlowOrder(Command, name="orders.slow"):
     order_id: str
 
 
+class AskingOrder(Command, name="orders.asking"):
+    """Asks a query while it is handled."""
+
+    order_id: str
+
+
 class UnknownOrder(Command, name="orders.unknown"):
     """Nobody handles it."""
 

@@ -18,6 +18,7 @@ from shared.bus import CommandBus, EventBus, QueryBus, Refuse, RetryPolicy
 from shared.celery_app import make_app
 from shared.settings import settings
 from tests.bus.messages import (
+    AskingOrder,
     CreateOrder,
     DeadlyOrder,
     FindOrder,
@@ -85,6 +86,14 @@ def deadly_order(command: DeadlyOrder) -> None:
 def slow_order(command: SlowOrder) -> None:
     """Take too long."""
     time.sleep(30)
+
+
+@commands.handler(AskingOrder)
+def asking_order(command: AskingOrder) -> None:
+    """Ask the other process of this worker."""
+    # It may have to wait until the pool has replaced a process that another test killed.
+    view = queries.ask(FindOrder(command.order_id), timeout=timedelta(seconds=30))
+    effect(f"found {view.amount_cents}", order_id=command.order_id)
 
 
 @queries.handler(FindOrder)

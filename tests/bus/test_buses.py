@@ -16,6 +16,7 @@ from shared.embedded import PrivateRedis
 from shared.errors import InputError, NobodyAnswered, QueryFailed
 from shared.settings import Settings
 from tests.bus.messages import (
+    AskingOrder,
     CreateOrder,
     DeadlyOrder,
     FindElsewhere,
@@ -32,6 +33,9 @@ from tests.bus.messages import (
 from tests.bus.worker import Worker, worker
 from tests.servers.rabbitmq import RabbitServer
 from tests.waiting import wait_until
+
+PATIENT = timedelta(seconds=30)
+"""A pool takes seconds to replace a process that another test has killed."""
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -203,7 +207,7 @@ def test_a_query_is_answered_with_its_type(app: Celery[Any], running: Worker) ->
     found: dict[str, OrderView] = {}
 
     def ask(order_id: str) -> None:
-        found[order_id] = bus.ask(FindOrder(order_id))
+        found[order_id] = bus.ask(FindOrder(order_id), timeout=PATIENT)
 
     threads = [threading.Thread(target=partial(ask, f"o-{n}")) for n in range(8)]
     for thread in threads:
@@ -227,8 +231,14 @@ def test_a_handler_that_fails_is_an_error_of_the_caller(
 ) -> None:
     """No exception crosses the broker: it is made of a kind and a message."""
     with pytest.raises(QueryFailed, match=words) as caught:
-        QueryBus(app).ask(query)
+        QueryBus(app).ask(query, timeout=PATIENT)
     assert kind == caught.value.kind
+
+
+def test_a_handler_asks_a_query(app: Celery[Any], running: Worker, order_id: str) -> None:
+    """From a process of a pool, which was forked and has a queue of its own."""
+    CommandBus(app).dispatch(AskingOrder(order_id))
+    wait_until(lambda: ["found 4200"] == running.effects(order_id), timeout=30)
 
 
 def test_nobody_answers(app: Celery[Any]) -> None:
@@ -246,8 +256,8 @@ def test_a_late_answer_is_dropped_and_counted(app: Celery[Any], running: Worker)
     late = bus.late_answers
     with pytest.raises(NobodyAnswered):
         bus.ask(FindOrder("slow", seconds=0.5), timeout=timedelta(seconds=0.2))
-    wait_until(lambda: bus.late_answers == late + 1)
-    assert OrderView("o-2", 4200) == bus.ask(FindOrder("o-2"))
+    wait_until(lambda: bus.late_answers == late + 1, timeout=30)
+    assert OrderView("o-2", 4200) == bus.ask(FindOrder("o-2"), timeout=PATIENT)
 
 
 def test_a_wrong_field_is_refused_before_anything_is_sent(app: Celery[Any]) -> None:

@@ -12,6 +12,7 @@ from kombu import Consumer
 from shared.broker_transport import transport_for
 from shared.bus import Command, CommandBus, EventBus, QueryBus, Refuse, RetryPolicy
 from shared.bus.registry import Handling, registry_of
+from shared.bus.unknown import KeepUnknown
 from shared.celery_app import make_app
 from shared.contract import wire_of
 from shared.errors import DefinitionError
@@ -192,6 +193,12 @@ def test_a_worker_without_instrumentation_is_traced_all_the_same(
     assert found["process orders"].parent_id == found["caller"].span_id
     assert found["inside"].parent_id == found["process orders"].span_id
     assert ("error", "consumer") == (found["process orders"].status, found["process orders"].kind)
+
+
+def test_every_app_of_ours_keeps_a_bus_message_that_it_does_not_know() -> None:
+    """Also one without a bus: somebody else's mistake is no loss."""
+    with make_app("a", service="a", settings=Settings(broker_url="memory://")) as made:
+        assert KeepUnknown in made.steps["consumer"]
 
 
 class Plain(Command, name="plain.do"):

@@ -23,6 +23,8 @@ from tests.servers.spantree import assert_one_tree
 from tests.telemetry.conftest import StartTracing, lines, start_tracing
 from tests.waiting import wait_until
 
+PATIENT = timedelta(seconds=30)
+
 __all__ = ["lines", "otlp_http", "start_tracing"]
 
 
@@ -56,7 +58,7 @@ def test_one_command_is_one_trace_over_all_services_and_pools(
         with span("place an order") as root:
             trace_id = f"{root.get_span_context().trace_id:032x}"
             CommandBus(app).dispatch(CreateOrder(order_id))
-            assert OrderView("o-1", 4200) == QueryBus(app).ask(FindOrder("o-1"))
+            assert OrderView("o-1", 4200) == QueryBus(app).ask(FindOrder("o-1"), timeout=PATIENT)
         wait_until(lambda: "billed" in billing.effects(order_id))
         with worker(tmp_path / "audit", redis_url, "-P", "solo", "-Q", "audit", **env) as audit:
             wait_until(lambda: "recorded" in audit.effects(order_id))

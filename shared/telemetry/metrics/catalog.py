@@ -183,6 +183,21 @@ PARTICIPANT_LOST = counter(
     labels=(names.SAGA_TASK,),
 )
 
+# Buses ----------------------------------------------------------------------------------------
+
+BUS_RETRIES = counter(
+    names.METRIC_BUS_RETRIES,
+    unit="{attempt}",
+    description="Attempts of a handler that failed and are followed by another one.",
+    labels=(names.BUS_MESSAGE_NAME,),
+)
+BUS_LATE_ANSWERS = counter(
+    names.METRIC_BUS_LATE_ANSWERS,
+    unit="{answer}",
+    description="Answers to queries that came after their deadline, and were dropped.",
+    labels=(names.BUS_MESSAGE_NAME,),
+)
+
 # Every process --------------------------------------------------------------------------------
 
 PROCESSES = up_down_counter(
