@@ -132,6 +132,22 @@ def test_a_ratio_alone_chooses_its_strategy() -> None:
     assert ("ratio", 0.25) == (config.sampling_strategy, config.sampling_ratio)
 
 
+def test_a_target_alone_chooses_its_strategy() -> None:
+    """OPENTELEMETRY_SAMPLING_TARGET=50 keeps 50 traces a second; processes share it by user and target."""
+    config = read(OPENTELEMETRY_SAMPLING_TARGET="50")
+    assert ("adaptive", 50.0) == (config.sampling_strategy, config.sampling_target)
+    assert config.sampling_file == read(OPENTELEMETRY_SAMPLING_TARGET="50").sampling_file
+    assert config.sampling_file != read(OPENTELEMETRY_SAMPLING_TARGET="60").sampling_file
+    own = read(OPENTELEMETRY_SAMPLING_STRATEGY="adaptive", OPENTELEMETRY_SAMPLING_STATE="/run/s")
+    assert (100.0, Path("/run/s")) == (own.sampling_target, own.sampling_file)
+
+
+def test_a_ratio_beside_a_target_chooses_its_strategy() -> None:
+    """Without a strategy the simpler one counts."""
+    config = read(OPENTELEMETRY_SAMPLING_TARGET="50", OPENTELEMETRY_SAMPLING_RATIO="0.5")
+    assert "ratio" == config.sampling_strategy
+
+
 def test_a_standard_ratio() -> None:
     """OTEL_TRACES_SAMPLER with its argument is understood."""
     config = read(OTEL_TRACES_SAMPLER="parentbased_traceidratio", OTEL_TRACES_SAMPLER_ARG="0.5")
@@ -162,7 +178,8 @@ def test_traces_can_be_switched_off(environ: Mapping[str, str]) -> None:
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://host:port", "http://localhost:4318"),
         ("OPENTELEMETRY_SAMPLING_RATIO", "1.5", "a number from 0 to 1"),
         ("OPENTELEMETRY_SAMPLING_RATIO", "half", "a number from 0 to 1"),
-        ("OPENTELEMETRY_SAMPLING_STRATEGY", "sometimes", "always_on, always_off, ratio"),
+        ("OPENTELEMETRY_SAMPLING_STRATEGY", "sometimes", "always_on, always_off, ratio, adaptive"),
+        ("OPENTELEMETRY_SAMPLING_TARGET", "0", "a number from 1 to"),
         ("OTEL_TRACES_SAMPLER", "jaeger_remote", "parentbased_traceidratio"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "a number from 1"),
         ("OTEL_BSP_SCHEDULE_DELAY", "nan", "a number from 1"),
@@ -271,10 +288,11 @@ def test_where_spans_go_from_code(changes: Mapping[str, str], url: str) -> None:
         ({"otlp_protocol": "thrift"}, "otlp_protocol='thrift' is not allowed; expected one of"),
         ({"otlp_protocol": "http", "otlp_endpoint": "c:4318"}, "otlp_endpoint='c:4318' is not"),
         ({"otlp_endpoint": "http://c:4318"}, "set otlp_protocol to 'http' or 'grpc'"),
-        ({"sampling_strategy": "some"}, "always_on, always_off, ratio"),
+        ({"sampling_strategy": "some"}, "always_on, always_off, ratio, adaptive"),
         ({"sampling_ratio": 1.5}, "sampling_ratio=1.5 is not allowed; expected a number from 0"),
         ({"sampling_ratio": "half"}, "sampling_ratio='half'"),
         ({"sampling_ratio": True}, "sampling_ratio=True"),
+        ({"sampling_target": 0.5}, "sampling_target=0.5 is not allowed; expected a number from 1"),
         ({"queue_spans_max": 0}, "queue_spans_max=0"),
         (
             {"queue_spans_max": 10},
