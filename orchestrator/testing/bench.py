@@ -22,12 +22,16 @@ from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import MemoryBroker, MemoryTransport
 from orchestrator.views import SagaView
 from shared.errors import SagaError
+from shared.ids import Direction
 from shared.messages import Command, Ended, Reply
 
 BEGIN: Final = datetime(2030, 1, 1, tzinfo=UTC)
 STEPS_MAX: Final = 10_000
 """Messages and timers after which a run counts as endless."""
 TIMERS_MAX: Final = 1_000
+MESSAGES_MAX: Final = 1_000
+SAGAS_MAX: Final = 1_000
+"""Of one run: the saga, and those that are steps of it."""
 
 
 class Bench:
@@ -121,17 +125,19 @@ class Bench:
     def done(self) -> tuple[str, ...]:
         """Steps whose effect stands in the world, in the order in which they were done."""
         undone = self.undone
-        return tuple(
-            effect.step
-            for effect in self.participants.effects
-            if effect.direction == "action" and effect.step not in undone
-        )
+        done = self._effects("action")
+        return tuple(name for name in done if name not in undone)
 
     @property
     def undone(self) -> tuple[str, ...]:
         """Steps that were undone in the world, in that order."""
-        effects = self.participants.effects
-        return tuple(one.step for one in effects if one.direction == "compensation")
+        return self._effects("compensation")
+
+    def family(self) -> list[tuple[Definition, SagaState]]:
+        """The saga and all that were started for its steps, each with what it runs on."""
+        ids = [one.saga_id for one in self._store.list_sagas(limit=SAGAS_MAX)]
+        rows = self._store.load(ids).values()
+        return [(self._engine.definition_of(row), row.state) for row in rows]
 
     # What can be done -----------------------------------------------------------------------
 
@@ -154,12 +160,8 @@ class Bench:
 
     def send(self, *replies: Reply) -> None:
         """Let replies arrive at the orchestrator, now."""
-        with self._logged():
-            for reply in replies:
-                self._broker.send(reply)
-            deliveries = self._engine.transport.receive(len(replies), 0)
-            self._engine.handle(deliveries)
-            self._engine.transport.acknowledge(deliveries)
+        for reply in replies:
+            self._broker.send(reply)
         self._collect()
 
     def move(self, by: timedelta) -> None:
@@ -244,8 +246,8 @@ class Bench:
         heapq.heappush(self._late, (command.deadline_at + answer.late, self._number, reply))
 
     def _next_at(self) -> datetime | None:
-        wake_at = self._store.load([self.saga_id])[self.saga_id].wake_at
-        times = [wake_at] if wake_at else []
+        sagas = self._store.list_sagas(limit=SAGAS_MAX)
+        times = [one.wake_at for one in sagas if one.wake_at]
         times += [self._late[0][0]] if self._late else []
         return min(times, default=None)
 
@@ -275,7 +277,20 @@ class Bench:
                 return True
         return False
 
+    def _effects(self, direction: Direction) -> tuple[str, ...]:
+        return tuple(
+            one.step
+            for one in self.participants.effects
+            if (one.saga_id, one.direction) == (self.saga_id, direction)
+        )
+
     def _collect(self) -> None:
+        """Let arrive what replies, and what sagas say to each other; take what goes out."""
+        while self._broker.inbound_ready:
+            with self._logged():
+                deliveries = self._engine.transport.receive(MESSAGES_MAX, 0)
+                self._engine.handle(deliveries)
+                self._engine.transport.acknowledge(deliveries)
         self._engine.settle()
         for held in self._broker.take_commands():
             self._broker.settle_command(held)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from orchestrator.core.definition import (
@@ -10,11 +11,13 @@ from orchestrator.core.definition import (
     PlannedStep,
     Retry,
     Saga,
+    SubSaga,
     WaitFor,
     reachable,
 )
 from orchestrator.core.events import StepFailed, StepRejected, StepTimedOut
-from orchestrator.core.state import Phase, Status
+from orchestrator.core.plan import plan_of
+from orchestrator.core.state import Phase, SagaState, Status
 from orchestrator.testing.answers import (
     Answer,
     fails,
@@ -55,6 +58,8 @@ _UNDO: Final[Mapping[str, Answer]] = {
     "answers late": late(),
     "comes twice": twice(),
 }
+
+_NO_OTHERS: Final[Mapping[str, Definition]] = MappingProxyType({})
 
 Script = tuple[str, Direction, tuple[Answer, ...]]
 
@@ -117,7 +122,7 @@ def assert_every_failure_is_undone(
     definition = saga.definition
     coverage = Coverage(saga=saga.name, version=saga.version)
     coverage.steps = [_step(definition, planned) for planned in definition.steps]
-    for trial in trials(definition):
+    for trial in trials(definition, {one.name: one.definition for one in also}):
         bench = Bench(
             saga,
             input,
@@ -139,8 +144,13 @@ def assert_every_failure_is_undone(
     return coverage
 
 
-def trials(definition: Definition) -> Iterator[Trial]:
-    """Every run that is made of a definition."""
+def trials(definition: Definition, also: Mapping[str, Definition] = _NO_OTHERS) -> Iterator[Trial]:
+    """Every run that is made of a definition.
+
+    Args:
+        definition: Of the saga.
+        also: Definitions of the sagas that may be steps of it, by name.
+    """
     yield Trial("all goes well")
     for planned in definition.steps:
         match planned.action:
@@ -151,9 +161,14 @@ def trials(definition: Definition) -> Iterator[Trial]:
                     yield Trial(f"{signal} is denied", signals=((signal, denied),))
             case str():
                 yield from _actions(planned)
+            case SubSaga(name=name):
+                for below in also[name].steps if name in also else ():
+                    if below.task:
+                        yield from _actions(below)
             case _:
                 pass
-        if planned.undo_task is not None and planned.name not in definition.beyond_pivot:
+        undoable = planned.task and planned.undo_task is not None
+        if undoable and planned.name not in definition.beyond_pivot:
             yield from _undos(definition, planned)
         yield Trial(f"cancelled during {planned.name}", cancel=(planned.name, "action"))
         if definition.deadline is not None:
@@ -259,18 +274,25 @@ def _problems(bench: Bench, may_be_stuck: Collection[str] | None) -> Iterator[st
             yield f"stuck at {', '.join(more)}"
     elif not status.final:
         yield f"it is still {status.value}, and nothing will ever move it"
-    for planned in definition.steps:
-        yield from _left_over(bench, planned)
+    for below, state in bench.family():
+        for planned in plan_of(below, state).steps:
+            if planned.task:
+                yield from _left_over(bench, state, planned)
+        stands = state.status in {Status.COMPLETED, Status.RESOLVED}
+        if state.parent and stands and status is Status.COMPENSATED:
+            yield f"the step {state.parent.step} of a compensated saga is a saga that stands"
+    successors = plan_of(definition, bench.state).successors
     order = [*bench.undone]
     for position, name in enumerate(order):
-        built_on_it = reachable(definition.successors, name)
+        built_on_it = reachable(successors, name)
         if built_on_it & {*order[position + 1 :]}:
             yield f"undone in the wrong order: {', '.join(order)}"
 
 
-def _left_over(bench: Bench, planned: PlannedStep) -> Iterator[str]:
-    name, status = planned.name, bench.status
-    mine = [effect for effect in bench.participants.effects if effect.step == name]
+def _left_over(bench: Bench, state: SagaState, planned: PlannedStep) -> Iterator[str]:
+    name, status = planned.name, state.status
+    effects = bench.participants.effects
+    mine = [one for one in effects if (one.saga_id, one.step) == (state.saga_id, name)]
     done = sum(effect.direction == "action" for effect in mine)
     undone = len(mine) - done
     times = f"was done {done} times and undone {undone} times"
@@ -278,9 +300,8 @@ def _left_over(bench: Bench, planned: PlannedStep) -> Iterator[str]:
         yield f"{name} {times}"
     if status is Status.COMPENSATED and planned.undo_task is not None and done != undone:
         yield f"{name} {times}, and the saga counts as compensated"
-    if planned.waits or bench.phase(name) is not Phase.SUCCEEDED:
-        return
-    if status is Status.COMPLETED and (done, undone) != (1, 0):
+    succeeded = state.step(name).phase is Phase.SUCCEEDED
+    if succeeded and status is Status.COMPLETED and (done, undone) != (1, 0):
         yield f"{name} {times}, and the saga counts as completed"
 
 
@@ -303,13 +324,24 @@ def _count(coverage: Coverage, bench: Bench) -> None:
     coverage.runs += 1
     coverage.endings[bench.status.value] += 1
     failures = [
-        (event.step, "action" if isinstance(event, StepRejected) else event.direction)
+        (_plain(event.step), "action" if isinstance(event, StepRejected) else event.direction)
         for event in bench.history
         if isinstance(event, StepRejected | StepFailed | StepTimedOut)
     ]
+    steps = bench.state.steps
+    # A sub-saga has no effect of its own; a step that runs for each item has several.
+    undone = {*map(_plain, bench.undone)}
+    undone |= {name for name, one in steps.items() if one.phase is Phase.UNDONE and one.success}
+    for_nothing = {*map(_plain, bench.participants.undone_for_nothing)}
+    stuck = {_plain(name) for name, one in steps.items() if one.stuck}
     for step in coverage.steps:
         step.failed += (step.name, "action") in failures
         step.undo_failed += (step.name, "compensation") in failures
-        step.undone += step.name in bench.undone
-        step.undone_for_nothing += step.name in bench.participants.undone_for_nothing
-        step.stuck += bench.state.step(step.name).stuck
+        step.undone += step.name in undone
+        step.undone_for_nothing += step.name in for_nothing
+        step.stuck += step.name in stuck
+
+
+def _plain(name: str) -> str:
+    """Name of the step of which this is the run for one item, like pack[0]; else the name itself."""
+    return name.partition("[")[0]

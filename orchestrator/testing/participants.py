@@ -57,7 +57,10 @@ class Participants:
 
     def answer_to(self, command: Command) -> Answer:
         """How an attempt goes."""
-        script = self._scripts.get((command.step, command.direction), ())
+        # A step that runs for each item of a list: pack[0], or pack for all of them.
+        names = (command.step, command.step.partition("[")[0])
+        scripts = (self._scripts.get((name, command.direction)) for name in names)
+        script = next(filter(None, scripts), ())
         return next(itertools.islice(script, command.attempt - 1, None), Answer())
 
     def take(self, command: Command, answer: Answer) -> Ended:
@@ -103,7 +106,7 @@ class Participants:
             return answer.outcome
         if command.direction == "compensation":
             return Succeeded()
-        output = self._outputs.get(command.step)
+        output = self._outputs.get(command.step.partition("[")[0])
         return Succeeded(output=output, undo=output)
 
 

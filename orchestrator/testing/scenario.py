@@ -73,6 +73,11 @@ class Scenario:
         self._options["signals"] = signals
         return self
 
+    def also(self, *sagas: Saga) -> Self:
+        """Definitions of the sagas that are steps of this one."""
+        self._options["also"] = sagas
+        return self
+
     def run(self) -> Bench:
         """Run it to its end, or until it waits for somebody."""
         bench = self.begin()

@@ -4,10 +4,20 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator import testing
-from orchestrator.core.definition import Literal, Output, Saga, Sleep, WaitFor
+from orchestrator.core.definition import (
+    Input,
+    Item,
+    Literal,
+    Output,
+    Saga,
+    Sleep,
+    SubSaga,
+    WaitFor,
+)
 from orchestrator.core.state import Phase, Status
 from orchestrator.sagas import PLACE_ORDER
 from orchestrator.testing import (
@@ -276,6 +286,45 @@ def test_parallel_and_waiting_sagas_are_driven_too() -> None:
     approval = next(one for one in coverage.steps if one.name == "ok")
     assert "it only waits" == approval.why_never
     assert approval.failed >= 2
+
+
+def test_sub_sagas_and_lists_are_driven_too() -> None:
+    """The steps of the saga below fail as well, and so do the runs for single items."""
+    below = Saga(
+        name="below",
+        version=1,
+        input=Order,
+        steps=(step("room", retry=Retry(attempts=1)), step("meals")),
+    )
+    above = Saga(
+        name="above",
+        version=1,
+        input=Boxes,
+        deadline=timedelta(hours=1),
+        steps=(
+            step("pick", each=Input("boxes"), payload={"box": Item()}),
+            step(
+                "stay",
+                action=SubSaga("below"),
+                compensation=None,
+                payload={"order_id": Literal("o-1")},
+            ),
+            step("pay"),
+        ),
+    )
+    coverage = assert_every_failure_is_undone(above, {"boxes": ["a", "b"]}, also=[below])
+    assert coverage.never == ()
+    assert min(line.failed for line in coverage.steps) > 0
+    bench = given(above, boxes=["a", "b"]).also(below).begin()
+    bench.participants.script("pick[1]", "action", [rejects()])
+    assert bench.run() is Status.COMPENSATED
+    assert bench.undone == ("pick[0]",)
+
+
+class Boxes(msgspec.Struct):
+    """Input with a list."""
+
+    boxes: list[str]
 
 
 def test_a_compensation_that_never_runs_is_named() -> None:
