@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from celery import Celery
 from kombu import Consumer
 
+from orchestrator.transport.celery import CeleryTransport
+from shared import names
 from shared.broker_transport import transport_for
 from shared.bus import Command, CommandBus, EventBus, QueryBus, Refuse, RetryPolicy
 from shared.bus.registry import Handling, registry_of
@@ -16,9 +19,11 @@ from shared.bus.unknown import KeepUnknown
 from shared.celery_app import make_app
 from shared.contract import wire_of
 from shared.errors import DefinitionError
+from shared.messages import EventArrived
 from shared.settings import Settings
 from shared.telemetry.tracing import span
 from tests.bus.messages import CreateOrder, FindOrder, OrderCreated
+from tests.contracts.transport_contract import command
 from tests.servers.otlp import OtlpReceiver, otlp_http
 from tests.servers.spantree import assert_one_tree
 from tests.telemetry.conftest import StartTracing, lines, start_tracing
@@ -94,6 +99,35 @@ def test_a_subscriber_that_is_forgotten_gets_nothing_any_more(app: Celery[Any]) 
     EventBus(app, service="billing").forget("one")
     EventBus(app, service="orders").publish(OrderCreated("o-1"))
     assert [0, 1] == waiting(app, *SUBSCRIBERS)
+
+
+def test_the_orchestrator_subscribes_and_publishes(app: Celery[Any]) -> None:
+    """Events come in on the queue of the replies, and go out as those of every other service."""
+    ours = app.conf.broker_transport is not None
+    transport = CeleryTransport(app, events=["orders.created"], own_transports=ours)
+    try:
+        assert [] == transport.receive(10, 0)
+        event_id = EventBus(app, service="orders").publish(OrderCreated("o-1", 7))
+        (delivery,) = transport.receive(10, 5)
+        assert delivery.message == EventArrived(
+            event_id=event_id,
+            name="orders.created",
+            fields={"order_id": "o-1", "amount_cents": 7},
+        )
+        transport.acknowledge([delivery])
+        event = msgspec.structs.replace(
+            command(1),
+            queue=names.EVENTS_EXCHANGE,
+            task="orders.created",
+            payload={"order_id": "o-2"},
+        )
+        transport.publish([command(1), event])
+        assert [2, 2, 1] == waiting(app, *SUBSCRIBERS, command(1).queue)
+        (delivery,) = transport.receive(10, 5)
+        assert isinstance(delivery.message, EventArrived)
+        transport.acknowledge([delivery])
+    finally:
+        transport.close()
 
 
 @pytest.mark.parametrize("app", ["rabbitmq"], indirect=True)
