@@ -113,6 +113,15 @@ def test_a_saga_that_fails_has_its_trace_as_exemplar_although_it_is_not_sampled(
     assert [row.state.trace.trace_id] == [one.trace_id for one in duration.exemplars.values()]
 
 
+def test_a_late_answer_says_nothing_about_the_queue(bench: Bench, registry: Registry) -> None:
+    """When its attempt was sent is not known any more; how long it ran is."""
+    saga_id = bench.start().row.saga_id
+    bench.arrive(of(saga_id, failed("a")))
+    bench.arrive(of(saga_id, ran(succeeded("a"), timedelta(seconds=2), 0.5)))
+    assert {} == counts(registry, "saga.step.queue_wait")
+    assert {"action test succeeded a": 0.5} == counts(registry, "saga.step.duration")
+
+
 def test_time_outs_and_stuck_sagas(bench: Bench, registry: Registry) -> None:
     """An attempt without an answer has an outcome, and no duration."""
     bench = Bench(saga(step("a", compensation=None, pivot=True), step("b", compensation=None)))
