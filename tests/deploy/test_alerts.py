@@ -207,7 +207,7 @@ def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> No
     """The cases above, all in one run of ``promtool test rules``."""
     wanted = {
         "rule_files": [str(RULES_FILE)],
-        "evaluation_interval": "30s",
+        "evaluation_interval": "1m",
         "tests": [as_promtool(number, case) for number, case in enumerate(CASES)],
     }
     file = tmp_path / "cases.yml"
