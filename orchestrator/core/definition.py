@@ -285,6 +285,11 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {step.name: step for step in self.steps}
 
     @cached_property
+    def without_task(self) -> tuple[PlannedStep, ...]:
+        """Steps that are no task: waits, lists and sub-sagas."""
+        return tuple(step for step in self.steps if not step.task)
+
+    @cached_property
     def successors(self) -> dict[str, tuple[str, ...]]:
         """Direct successors of each step."""
         return {

@@ -75,7 +75,6 @@ from orchestrator.core.messages import (
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Beat, Phase, SagaState, StepState, evolve
 from orchestrator.core.terms import (
-    DONE,
     IN_FLIGHT,
     WAITING,
     attempts,
@@ -517,12 +516,13 @@ def _next(definition: Definition, state: SagaState, now: datetime) -> Event | No
     """The one event that the state asks for; None when there is nothing to do but wait."""
     if state.status.final:
         return None
-    for planned in definition.steps:
-        if gave_up(definition, state, planned) and not state.step(planned.name).stuck:
-            direction: Direction = "compensation" if state.backward else "action"
-            return SagaStuck(step=planned.name, direction=direction)
+    if state.backward or state.cause:
+        for planned in definition.steps:
+            if gave_up(definition, state, planned) and not state.step(planned.name).stuck:
+                direction: Direction = "compensation" if state.backward else "action"
+                return SagaStuck(step=planned.name, direction=direction)
     turning = turning_back(definition, state)
-    for planned in definition.steps:
+    for planned in definition.without_task:
         if (over := waits.ended(planned, state, now, turning=turning)) is not None:
             return over
         called_back = turning and isinstance(planned.action, SubSaga)
@@ -546,19 +546,21 @@ def _recalled(name: str, step: StepState, reason: str) -> StepRecalled:
 def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Event | None:
     if state.not_before and now < state.not_before:
         return None
+    done = True
     for planned in definition.steps:
         step = state.step(planned.name)
-        if not _has_room(planned, definition, state):
+        if step.phase is Phase.SUCCEEDED:
             continue
-        if step.phase is Phase.PENDING and all(
+        done = done and step.phase is Phase.SKIPPED
+        due = step.phase is Phase.RETRYING and step.due_at is not None and step.due_at <= now
+        ready = step.phase is Phase.PENDING and all(
             is_done(definition, state, name) for name in planned.after
-        ):
-            return _begun(planned, state, now)
-        if step.phase is Phase.RETRYING and step.due_at and step.due_at <= now:
-            return _dispatched(planned, state, "action", now)
-    if all(state.step(planned.name).phase in DONE for planned in definition.steps):
-        return SagaCompleted()
-    return None
+        )
+        if (due or ready) and _has_room(planned, definition, state):
+            return (
+                _dispatched(planned, state, "action", now) if due else _begun(planned, state, now)
+            )
+    return SagaCompleted() if done else None
 
 
 def _begun(planned: PlannedStep, state: SagaState, now: datetime) -> Event:

@@ -401,3 +401,51 @@ def test_forked_child_does_not_use_its_parents_connections(
     )
     assert in_processes(1, code, database) == [0]
     assert booked(barrier) == ["parent", "child", "again"]
+
+
+def accepting(connection: sa.Connection, undo: Any) -> Accepted:
+    """A step whose work goes on elsewhere."""
+    connection.execute(effects.insert().values(what="ordered"))
+    return Accepted()
+
+
+def test_later_attempt_of_a_rejected_action_runs(barrier: Barrier) -> None:
+    """An operator has asked for it, perhaps with another payload; duplicates are told apart."""
+    barrier.run(command(), rejecting)
+    second = barrier.run(command(attempt=2), booking("charge", {"id": 7}))
+    assert Succeeded(output={"id": 7}, undo={"id": 7}) == second.outcome
+    for attempt in (1, 2, 3):
+        again = barrier.run(command(attempt=attempt), untouchable)
+        assert Verdict(second.outcome, "duplicate") == again
+    assert booked(barrier) == ["charge"]
+
+
+def test_later_attempt_that_breaks_leaves_the_rejection(barrier: Barrier) -> None:
+    """Its transaction is rolled back: a third attempt may run, a duplicate of the first may not."""
+    barrier.run(command(), rejecting)
+    with pytest.raises(ConnectionError):
+        barrier.run(command(attempt=2), failing)
+    assert barrier.run(command(), untouchable).note == "duplicate"
+    barrier.run(command(attempt=3), booking("charge"))
+    assert booked(barrier) == ["charge"]
+
+
+def test_compensation_of_a_rejection_shuts_the_door(barrier: Barrier) -> None:
+    """An attempt that comes after it must not happen."""
+    barrier.run(command(), rejecting)
+    undone = barrier.run(command("compensation"), untouchable)
+    assert Verdict(Succeeded(), "nothing_to_undo") == undone
+    late = barrier.run(command(attempt=2), untouchable)
+    assert isinstance(late.outcome, Rejected)
+    assert late.outcome.failure.kind == "CompensatedBefore"
+
+
+def test_work_elsewhere_is_begun_anew_by_a_later_attempt_only(barrier: Barrier) -> None:
+    """And by none after its compensation, which runs, since something may have happened."""
+    assert barrier.run(command(), accepting).outcome == Accepted()
+    assert barrier.run(command(), untouchable) == Verdict(Accepted(), "duplicate")
+    barrier.run(command(attempt=2), accepting)
+    assert booked(barrier) == ["ordered", "ordered"]
+    barrier.run(command("compensation"), booking("undone"))
+    assert isinstance(barrier.run(command(attempt=3), untouchable).outcome, Rejected)
+    assert booked(barrier) == ["ordered", "ordered", "undone"]

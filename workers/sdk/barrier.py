@@ -5,19 +5,21 @@ all of it with one insert in the transaction of the work (the idea is that of dt
 
     action        inserts (saga, step, action)
                   │ inserted      it runs, and its outcome is stored in the row
-                  │ has outcome   a duplicate: the stored outcome is the answer
+                  │ has outcome   a duplicate: the stored outcome is the answer; but a later
+                  │               attempt runs where the earlier one was rejected, or accepted
                   └ has tombstone its compensation came first: refused
     compensation  inserts (saga, step, compensation)
                   │ exists        a duplicate: the stored outcome is the answer
                   └ inserted      and inserts the action's row, as a tombstone
                       │ inserted      the action never happened and never will: nothing to undo
-                      │ was rejected  nothing happened: nothing to undo
+                      │ was rejected  nothing happened: nothing to undo, and a tombstone from now on
                       └ succeeded     it runs, with the undo data of the stored outcome
 
 A second copy waits at the insert for the first one's transaction: on PostgreSQL in the unique
 index, on SQLite in ``BEGIN IMMEDIATE``. A failure rolls everything back, the row too, so that a
 later attempt runs afresh. A rejection rolls the work back and keeps the row, since a duplicate of
-a rejected action must not succeed later.
+a rejected action must not succeed later. The number of the attempt tells a duplicate from another
+try.
 """
 
 import os
@@ -147,14 +149,10 @@ class Barrier:
     def _action(self, connection: sa.Connection, command: StepCommand, work: Work) -> Verdict:
         if not self._claim(connection, command, "action"):
             match _stored(connection, command, "action"):
-                case Tombstone():
-                    text = "The compensation of this step came first."
-                    refusal = failure(COMPENSATED_BEFORE, text, retryable=False)
-                    return Verdict(Rejected(failure=refusal), "duplicate")
-                case None:
-                    raise _unfinished(command)
-                case known:
-                    return Verdict(known, "duplicate")
+                case (Rejected() | Accepted()) as known if _replaced(connection, command, known):
+                    pass  # an attempt that was asked for after that one had ended
+                case _:
+                    return _known(connection, command)
         outcome: Settled
         savepoint = connection.begin_nested()
         try:
@@ -177,7 +175,7 @@ class Barrier:
         undo = None
         if self._claim(connection, command, "action", Tombstone()):
             return Verdict(_store(connection, command, Succeeded()), "nothing_to_undo")
-        match _stored(connection, command, "action"):
+        match _closed(connection, command):
             case Rejected() | Tombstone():
                 return Verdict(_store(connection, command, Succeeded()), "nothing_to_undo")
             case Succeeded(undo=undo):
@@ -229,6 +227,60 @@ def _stored(
     query = sa.select(saga_barrier.c.outcome).where(*_key(command, direction))
     raw: str | None = connection.execute(query).scalar_one()
     return None if raw is None else codec.decode(raw, _Stored)  # type: ignore[arg-type]  # a union
+
+
+def _known(connection: sa.Connection, command: StepCommand) -> Verdict:
+    """The stored outcome of an action, read anew: another transaction may have changed it."""
+    match _stored(connection, command, "action"):
+        case Tombstone():
+            text = "The compensation of this step came first."
+            refusal = failure(COMPENSATED_BEFORE, text, retryable=False)
+            return Verdict(Rejected(failure=refusal), "duplicate")
+        case None:
+            raise _unfinished(command)
+        case known:
+            return Verdict(known, "duplicate")
+
+
+def _replaced(connection: sa.Connection, command: StepCommand, known: Rejected | Accepted) -> bool:
+    """Take the row of an earlier attempt over; False for a duplicate of that one.
+
+    A later attempt is sent only after that one had ended: an operator asks for it after a
+    rejection, perhaps with another payload, and a policy after work elsewhere has failed.
+    """
+    update = (
+        saga_barrier.update()
+        .where(*_key(command, "action"))
+        # Another transaction may be faster: with its attempt, or with the compensation.
+        .where(saga_barrier.c.attempt < command.attempt, saga_barrier.c.outcome == _text(known))
+        .values(attempt=command.attempt, outcome=None)
+        .returning(saga_barrier.c.attempt)
+    )
+    return connection.execute(update).first() is not None
+
+
+def _closed(connection: sa.Connection, command: StepCommand) -> _Stored | None:
+    """The outcome of an action that is compensated now; no later attempt of it may run.
+
+    What had succeeded answers every later attempt by itself.
+    """
+    while True:
+        known = _stored(connection, command, "action")
+        if not isinstance(known, Rejected | Accepted):
+            return known
+        update = (
+            saga_barrier.update()
+            .where(*_key(command, "action"), saga_barrier.c.outcome == _text(known))
+            .values(outcome=_text(Tombstone()))
+            .returning(saga_barrier.c.attempt)
+        )
+        # Else a later attempt has taken the row over meanwhile, and its outcome counts.
+        if connection.execute(update).first() is not None:
+            return known
+
+
+def _text(outcome: _Stored) -> str:
+    return codec.encode(outcome).decode()
 
 
 def _store(connection: sa.Connection, command: StepCommand, outcome: Known) -> Known:
