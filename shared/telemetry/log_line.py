@@ -128,7 +128,7 @@ class Line:
     def _described(
         self, record: logging.LogRecord, event: EventDict, positional: object
     ) -> EventDict:
-        event = dict(redacted_fields(event))
+        event = {**redacted_fields(event)}
         line: EventDict = {
             names.LOG_TIMESTAMP: self._moment(record.created),
             names.LOG_LEVEL: record.levelname.lower(),

@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import msgspec
@@ -62,6 +63,8 @@ class Propagation(msgspec.Struct, frozen=True, kw_only=True):
     baggage_keys: tuple[str, ...] = ()
     baggage_bytes_max: int = BAGGAGE_BYTES_MAX_DEFAULT
 
+
+_USUAL: Final = ("tracecontext",)
 
 _active = Propagation()
 _ignored: Counter[str] = Counter()
@@ -115,6 +118,12 @@ def parse_traceparent(value: object) -> TraceParent | None:
     """
     if not isinstance(value, str):
         return None
+    # The header of one message is read by several: the instrumentation, the log, the SDK.
+    return _parsed(value) if len(value) <= HEADER_CHARS_MAX else _parsed.__wrapped__(value)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(value: str) -> TraceParent | None:
     match = _GRAMMAR.fullmatch(value.strip())
     if match is None or match["version"] == "ff":
         return None
@@ -143,8 +152,12 @@ def extract(headers: Mapping[str, Any], *, count: bool = True) -> tuple[TracePar
         The parent, or None, and the ``tracestate``: empty without a parent of its format, or where
         it is malformed or longer than `TRACESTATE_CHARS_MAX`.
     """
+    parent: TraceParent | None = None
+    if _active.formats[:1] == _USUAL and not headers.get(names.TRACESTATE):
+        parent = parse_traceparent(headers.get(names.TRACEPARENT))
+        if parent is not None:
+            return parent, ""
     reading = _Reading(headers, count=count)
-    parent: TraceParent | None
     for one in _active.formats:
         match one:
             case "tracecontext":
@@ -156,7 +169,7 @@ def extract(headers: Mapping[str, Any], *, count: bool = True) -> tuple[TracePar
             case "b3multi":
                 parent = reading.b3_multi()
             case "baggage":
-                parent = None
+                continue
         if parent:
             return parent, ""
     return None, ""

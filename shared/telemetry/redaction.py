@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping
 from datetime import date, time, timedelta
 from enum import Enum
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import PurePath
 from typing import Any, Final, Literal, TypeVar
@@ -33,7 +32,8 @@ from shared.telemetry.redaction_patterns import hidden, mask_card, mask_email, m
 REDACTED: Final = "[redacted]"
 DEPTH_MAX: Final = 20
 SHORT_CHARS_MAX: Final = 64
-"""What was found in a text up to this length is remembered."""
+TEXTS_REMEMBERED_MAX: Final = 4096
+"""Texts up to that length in which nothing was found are remembered; no secret is."""
 
 TEXT_CHARS_MAX: Final = 100_000
 """A longer text is cut: searching it would take time that work needs."""
@@ -136,23 +136,28 @@ class Redactor:
         self._shown = frozenset(redaction.shown_keys)
         self._own = re.compile(redaction.pattern) if redaction.pattern else None
         self._rules: dict[str, Rule] = dict.fromkeys(_TRUSTED | self._shown, "trust")
-        self._short = lru_cache(maxsize=2048)(self._searched)
+        self._harmless: set[str] = set()
 
     def text(self, text: str) -> str:
         """A text without what is to be hidden; the same object where that is nothing."""
         # Events of a log and values of attributes come again and again.
-        if len(text) > SHORT_CHARS_MAX:
-            return self._searched(text)
-        shown = self._short(text)
-        return text if shown == text else shown  # the cache may have an equal one
+        if text in self._harmless:
+            return text
+        shown = self._searched(text)
+        if shown is text and len(text) <= SHORT_CHARS_MAX:
+            if len(self._harmless) >= TEXTS_REMEMBERED_MAX:
+                self._harmless.clear()
+            self._harmless.add(text)
+        return shown
 
     def fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keys and values without what is to be hidden; the same object where that is nothing."""
         changed: dict[str, Any] | None = None
-        rules = self._rules
+        rules, harmless = self._rules, self._harmless
         for key, value in fields.items():
             rule = rules.get(key) or self._rule(key)
-            if rule == "trust":
+            # Nearly everything ends here.
+            if rule == "trust" or (rule == "look" and type(value) is str and value in harmless):
                 continue
             found = self._by_rule(rule, value, 0)
             if found is not value:

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -380,7 +380,9 @@ def _redact(span: ReadableSpan) -> None:
 
     In place: it belongs to nobody else any more, and a copy would cost more than the search.
     """
-    attributes = span._attributes or {}  # noqa: SLF001 - the SDK has no other way
+    attributes: Any = span._attributes or {}  # noqa: SLF001 - the SDK has no other way
+    # The SDK's mapping takes a lock for each item; the dictionary in it is nobody's any more.
+    attributes = getattr(attributes, "_dict", attributes)
     shown = redacted_fields(attributes)
     if shown is not attributes:
         span._attributes = shown  # noqa: SLF001
