@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from orchestrator.core.definition import Definition, PlannedStep, Sleep, WaitFor
+from orchestrator.core.definition import Definition, PlannedStep, Sleep, SubSaga, WaitFor
 from orchestrator.core.events import Recorded, SagaPaused, StepDispatched
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow
+from orchestrator.views import sub_saga_of
 from shared.names import ORCHESTRATOR_QUEUE
 
 
@@ -53,10 +54,8 @@ def _sentences(
         sentence = _waits(planned, step, state, now) or _step(planned, step, history, now)
         if sentence:
             yield sentence
-        sent = step.phase is Phase.UNDOING or (
-            step.phase is Phase.RUNNING and planned.task and not step.accepted
-        )
-        if sent and consumed is not None and planned.queue not in consumed:
+        in_flight = step.phase in {Phase.RUNNING, Phase.UNDOING} and not step.accepted
+        if planned.task and in_flight and consumed is not None and planned.queue not in consumed:
             yield (
                 f"No worker that answers listens on the queue {planned.queue!r}: "
                 f"start one with `celery -A <your app> worker -Q {planned.queue}`."
@@ -116,6 +115,10 @@ def _because(cause: Cause) -> str:
 
 def _waits(planned: PlannedStep, step: StepState, state: SagaState, now: datetime) -> str:
     """What a step waits for that is no reply; empty where it waits for one."""
+    if isinstance(planned.action, SubSaga) and step.phase in {Phase.RUNNING, Phase.UNDOING}:
+        child = sub_saga_of(planned, state)
+        doing = "to be undone" if step.phase is Phase.UNDOING else "to end"
+        return f"Step {planned.name!r} waits for its saga {child} {doing}: `saga explain {child}`."
     if step.phase is not Phase.RUNNING:
         return ""
     until = f" until {_clock(step.due_at, now)}" if step.due_at else ""

@@ -61,7 +61,7 @@ def participants(app: str, queues: str, configured: "Settings") -> "Participants
     session.import_from_here()
     sagas = load_sagas(configured.definitions)
     asked = [queue.strip() for queue in queues.split(",") if queue.strip()]
-    needed = [step.queue for saga in sagas for step in saga.definition.steps if step.queue]
+    needed = [queue for saga in sagas for queue in saga.definition.queues]
     return Participants(app, list(dict.fromkeys(asked or needed)))
 
 

@@ -298,6 +298,12 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         }
 
     @cached_property
+    def queues(self) -> tuple[str, ...]:
+        """Queues of participants, in the order of the steps: what some worker has to consume."""
+        # A step that is a saga goes to the orchestrator's own queue.
+        return tuple(dict.fromkeys(step.queue for step in self.steps if step.task))
+
+    @cached_property
     def pivot(self) -> PlannedStep | None:
         """The point of no return, if the saga has one."""
         return next((step for step in self.steps if step.pivot), None)

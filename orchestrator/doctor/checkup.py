@@ -190,7 +190,7 @@ def _longest(definitions: Sequence[Definition]) -> tuple[timedelta, str]:
 
 
 def _queues(app: Celery[Any], definitions: Sequence[Definition]) -> list[Any]:
-    names = sorted({step.queue for one in definitions for step in one.steps if step.task})
+    names = sorted({queue for one in definitions for queue in one.queues})
     return [app.amqp.queues[name] for name in names]
 
 

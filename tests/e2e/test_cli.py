@@ -288,12 +288,59 @@ def test_operators_act_on_one_saga_and_on_all_that_fit(dev: Dev) -> None:
     assert "refunded by hand" in dev.saga("show", ids[0]).out
 
 
+def travel(dev: Dev, **given: Any) -> str:
+    """Book a journey; returns the id of its saga."""
+    given = {"booking_id": "b-1", "activities": ["city-tour", "surf-lesson"], **given}
+    done = dev.saga("start", "book-travel", "--json", "--input", json.dumps(given))
+    assert done.code == 0, done.err
+    return str(done.json["saga_id"])
+
+
+def test_a_journey_is_approved_and_paid_by_a_saga_of_its_own(dev: Dev) -> None:
+    """Parallel reservations, a person, a sub-saga and a pivot: one trace, in the end one tree."""
+    saga_id = travel(dev, amount_cents=250_000)
+    asked = f"saga approve {saga_id} manager"
+    wait_until(lambda: asked in dev.saga("explain", saga_id, "--no-ask").out, timeout=60)
+    assert dev.saga("approve", saga_id, "manager", "--comment", "fine").code == 0
+    wait_until(lambda: dev.status(saga_id) == "completed", timeout=30)
+    trace_id = dev.saga("show", saga_id, "--json").json["trace_id"]
+    listed = dev.saga("list", "--name", "collect-payment", "--json").json
+    assert [one["status"] for one in listed if one["trace_id"] == trace_id] == ["completed"]
+
+    def spans() -> Any:
+        return dev.saga("trace", trace_id, "--json").json["spans"]
+
+    wait_until(lambda: "step settle" in {span["name"] for span in spans()}, timeout=20)
+    found = spans()
+    known = {span["span_id"] for span in found}
+    tops = [span["name"] for span in found if span["parent_id"] not in known]
+    assert tops == ["saga book-travel"]
+    names = {span["name"] for span in found}
+    wanted = ("step seat", "step room", "step activities[1]", "step approval", "step charge")
+    assert {*wanted, "saga collect-payment"} <= names
+
+
+def test_a_journey_is_undone_with_its_payment(dev: Dev) -> None:
+    """The pivot refuses: a payment that had completed as a saga of its own is undone, too."""
+    saga_id = travel(dev, amount_cents=1_000_001)
+    dev.saga("approve", saga_id, "manager")  # before it is asked for: a signal is kept
+    wait_until(lambda: dev.status(saga_id) == "compensated", timeout=40)
+    shown = dev.saga("show", saga_id, "--json").json
+    phases = {step["name"]: step["phase"] for step in shown["steps"]}
+    assert phases["confirm"] == "rejected"
+    assert {phases[one] for one in ("seat", "room", "activities[0]", "pay")} == {"undone"}
+    payments = dev.saga("list", "--name", "collect-payment", "--json").json
+    of_trace = [one["status"] for one in payments if one["trace_id"] == shown["trace_id"]]
+    assert of_trace == ["compensated"]
+
+
 def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
     """As text and as JSON."""
     shown = dev.saga("definitions", "place-order")
     assert "inventory.release" in shown.out
-    (found,) = dev.saga("definitions", "--json").json
-    assert next(step["name"] for step in found["steps"]) == "reserve-inventory"
+    found = {one["name"]: one for one in dev.saga("definitions", "--json").json}
+    assert found.keys() == {"book-travel", "collect-payment", "place-order"}
+    assert found["place-order"]["steps"][0]["name"] == "reserve-inventory"
     assert dev.saga("definitions", "place-ordre").code == 2
     same = dev.saga("definitions", "diff", "place-order", "--json").json
     assert (same["from"], same["to"], same["differences"]) == (1, 1, [])

@@ -6,7 +6,19 @@ from workers.examples.ledger import Ledger, linger, reference
 from workers.examples.service import app, ledger_url
 from workers.sdk import Participant, Reject, StepContext
 
-OPENING_STOCK: Final = {"lamp": 1_000_000, "table": 1_000_000, "cable": 1_000_000, "chair": 5}
+OPENING_STOCK: Final = {
+    "lamp": 1_000_000,
+    "table": 1_000_000,
+    "cable": 1_000_000,
+    "chair": 5,
+    # What a journey is made of: seats, rooms and places.
+    "flight-lisbon": 1_000_000,
+    "flight-oslo": 9,
+    "hotel-lisbon": 1_000_000,
+    "hotel-oslo": 4,
+    "city-tour": 1_000_000,
+    "surf-lesson": 8,
+}
 
 participant = Participant(app, ledger_url("inventory"))
 ledger = Ledger("inventory")
