@@ -19,7 +19,7 @@ from orchestrator.core.definition import (
     WaitFor,
 )
 from orchestrator.core.state import Phase, Status
-from orchestrator.sagas import PLACE_ORDER
+from orchestrator.sagas import BOOK_TRAVEL, COLLECT_PAYMENT, PLACE_ORDER
 from orchestrator.testing import (
     assert_every_failure_is_undone,
     fails,
@@ -240,6 +240,16 @@ def test_no_example_for_a_difficult_input() -> None:
 
 
 # Every failure -------------------------------------------------------------------------------
+
+
+def test_a_journey_with_its_payment_is_undone_whatever_fails() -> None:
+    """The example that uses everything: lists, an approval, a saga as a step, a pivot."""
+    coverage = assert_every_failure_is_undone(
+        BOOK_TRAVEL,
+        {"booking_id": "b-1", "amount_cents": 250_000, "activities": ["city-tour"]},
+        also=[COLLECT_PAYMENT],
+    )
+    assert coverage.never == ()
 
 
 def test_every_failure_of_place_order_is_undone() -> None:
