@@ -313,7 +313,7 @@ def test_a_journey_is_approved_and_paid_by_a_saga_of_its_own(dev: Dev) -> None:
     wait_until(lambda: "step settle" in {span["name"] for span in spans()}, timeout=20)
     found = spans()
     known = {span["span_id"] for span in found}
-    tops = [span["name"] for span in found if span["parent_id"] not in known]
+    tops = [span["name"] for span in found if span.get("parent_span_id") not in known]
     assert tops == ["saga book-travel"]
     names = {span["name"] for span in found}
     wanted = ("step seat", "step room", "step activities[1]", "step approval", "step charge")
