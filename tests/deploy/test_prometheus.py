@@ -126,7 +126,8 @@ def test_prometheus_reads_the_metrics_and_its_rules_fire(
 ) -> None:
     """Sagas of every kind are counted, a stuck one and a missing orchestrator are alerts."""
     program("prometheus")
-    stack = make_stack(OTEL_SDK_DISABLED="", OTEL_TRACES_EXPORTER="none")
+    # A process that is killed leaves the folder of its children behind.
+    stack = make_stack(OTEL_SDK_DISABLED="", OTEL_TRACES_EXPORTER="none", TMPDIR=str(tmp_path))
     for name, port in ports.items():
         getattr(stack, name)(SAGA_METRICS_PORT=str(port))
     start_tracing()
