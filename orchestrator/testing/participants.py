@@ -49,6 +49,7 @@ class Participants:
         self._outputs = outputs
         self._functions = functions or {}
         self._scripts: dict[tuple[str, Direction], tuple[Answer, ...]] = {}
+        self._attempts: dict[_Key, int] = {}
         self._known: dict[_Key, Succeeded | Rejected | None] = {}
 
     def script(self, step: str, direction: Direction, answers: Sequence[Answer]) -> None:
@@ -76,6 +77,7 @@ class Participants:
             return Succeeded()
         standing = self._known.setdefault(action, None)
         if not isinstance(standing, Succeeded):
+            self._known[action] = None
             self._known[done] = Succeeded()
             self.undone_for_nothing.append(command.step)
             return Succeeded()
@@ -88,10 +90,15 @@ class Participants:
     def _act(self, command: Command, answer: Answer) -> Ended:
         key: _Key = (command.saga_id, command.step, command.direction)
         if key in self._known:
-            return self._known[key] or Rejected(failure=COMPENSATED_BEFORE)
+            known = self._known[key]
+            # A later attempt is asked for after the one that was rejected: it runs.
+            again = isinstance(known, Rejected) and self._attempts[key] < command.attempt
+            if not again:
+                return known or Rejected(failure=COMPENSATED_BEFORE)
         outcome = self._work(command, answer)
         if not isinstance(outcome, Failed):
             self._known[key] = outcome
+            self._attempts[key] = command.attempt
         if isinstance(outcome, Succeeded):
             self.effects.append(Effect(command.saga_id, command.step, "action"))
         return outcome

@@ -75,7 +75,7 @@ def test_whole_simulations_are_decided_alike() -> None:
         run = Run(seed)
         with silence():
             run.go()
-        definitions = {(one.saga.name, one.saga.version): one.saga for one in run.plan.starts}
+        definitions = {(one.name, one.version): one for one in run.sagas}
         for row, history in run.world.store.everything().values():
             definition = definitions[row.state.name, row.state.version].definition
             result = replay(definition, history, row.state)
@@ -150,7 +150,9 @@ def test_a_row_that_is_not_the_fold_of_its_history_is_told() -> None:
 def test_operators_and_late_replies_are_decided_alike() -> None:
     """Pause, retry, skip, resolve: each is made anew from its fact."""
     run = given(PLACE_ORDER, order_id="o-1").step("reserve-inventory", times_out(), late())
-    bench = run.step("charge-payment", twice()).step("notify-customer", rejects()).begin()
+    bench = (
+        run.step("charge-payment", twice()).step("notify-customer", rejects(), rejects()).begin()
+    )
     saga_id = bench.saga_id
     bench.tell(lambda client: client.pause(saga_id, reason="r"))
     bench.tell(lambda client: client.resume(saga_id, reason="r"))

@@ -59,7 +59,9 @@ class SimulatedTracing(SagaTracing):
     @override
     def begin(self, request: StartRequest) -> Trace:
         trace = super().begin(request)
-        return msgspec.structs.replace(trace, root_span_id=derived_span_id(trace.trace_id, "root"))
+        return msgspec.structs.replace(
+            trace, root_span_id=derived_span_id(request.traceparent, "root")
+        )
 
 
 class SimulatedEngine(Engine):

@@ -65,6 +65,7 @@ class Database:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.rows: dict[Key, Succeeded | Rejected | Tombstone] = {}
+        self.attempts: dict[Key, int] = {}
         self.ledger = Ledger()
         self._scheduler = scheduler
         self._locks: dict[Key, list[Actor]] = {}
@@ -82,11 +83,14 @@ class Database:
             match self.stored(key):
                 case Tombstone():
                     return Rejected(failure=REFUSAL)
+                case Rejected() if self.attempts[key] < command.attempt:
+                    transaction.take_over(key)  # asked for after that attempt had ended
                 case known:
                     return known
         outcome = work(command, None)
         if isinstance(outcome, Succeeded | Rejected):
             transaction.put(key, outcome)
+            self.attempts[key] = command.attempt
             transaction.commit(command, worked=isinstance(outcome, Succeeded))
         return outcome
 
@@ -103,6 +107,7 @@ class Database:
         undo = None
         match self.rows[action]:
             case Rejected() | Tombstone():
+                transaction.put(action, Tombstone())
                 transaction.put(own, Succeeded())
                 transaction.commit(command, worked=False)
                 return Succeeded()
@@ -156,6 +161,11 @@ class _Transaction:
         self._database.lock(key)
         self._inserted.append(key)
         return True
+
+    def take_over(self, key: Key) -> None:
+        """Hold a row that exists, to write it anew."""
+        self._database.lock(key)
+        self._inserted.append(key)
 
     def put(self, key: Key, value: Succeeded | Rejected | Tombstone) -> None:
         self._rows[key] = value

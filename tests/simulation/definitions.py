@@ -1,17 +1,37 @@
 """What is simulated: random definitions in random graphs, and the example of the product."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import cache
 from random import Random
 from typing import Any, Final
 
-from orchestrator.core.definition import NOTHING_TO_UNDO, Output, Retry, Saga, Step
+import msgspec
+
+from orchestrator.core.definition import (
+    NOTHING_TO_UNDO,
+    Input,
+    Item,
+    Output,
+    Retry,
+    Saga,
+    Sleep,
+    Step,
+    SubSaga,
+)
 from orchestrator.sagas import PLACE_ORDER
 from shared.backoff import Backoff
-from tests.core.builders import Order
 
+SUB_SAGAS: Final = 6
 KINDS: Final = 400
 """Different random definitions; a seed chooses among them, since making one is slow."""
+
+
+class Items(msgspec.Struct, frozen=True):
+    """Input of the random ones."""
+
+    order_id: str
+    items: list[str]
 
 
 def choose(random: Random) -> Saga:
@@ -21,7 +41,36 @@ def choose(random: Random) -> Saga:
 
 def example_input(saga: Saga) -> dict[str, Any]:
     """Input for a definition."""
-    return {"order_id": "o-1"}
+    return {"order_id": "o-1"} if saga is PLACE_ORDER else {"order_id": "o-1", "items": ["x", "y"]}
+
+
+def below(sagas: Iterable[Saga]) -> tuple[Saga, ...]:
+    """The sagas that are steps of these."""
+    names = {
+        step.action.name
+        for saga in sagas
+        for step in saga.steps
+        if isinstance(step.action, SubSaga)
+    }
+    return tuple(_sub_saga(number) for number in range(SUB_SAGAS) if f"sub-{number}" in names)
+
+
+@cache
+def _sub_saga(number: int) -> Saga:
+    """One or two steps that can be undone."""
+    random = Random(f"sub-saga:{number}")
+    steps = tuple(
+        Step(
+            f"s{index}",
+            f"below.s{index}",
+            f"below.undo-s{index}",
+            retry=_retry(random, beyond=False),
+            compensation_retry=_retry(random, beyond=True),
+            timeout=timedelta(seconds=random.choice((0.5, 1, 2))),
+        )
+        for index in range(random.choice((1, 2)))
+    )
+    return Saga(name=f"sub-{number}", version=1, input=Items, steps=steps)
 
 
 @cache
@@ -41,7 +90,7 @@ def random_saga(number: int) -> Saga:
         undos: list[Any] = [f"service.undo-s{index}"] * 4 + [NOTHING_TO_UNDO]
         if beyond or index == pivot:
             undos += [None, None]
-        payload = {"order_id": "o-1"} if not after else {"earlier": Output(after[0], "done")}
+        payload = {"order_id": "o-1"} if not after else {"earlier": Output(after[0])}
         steps.append(
             Step(
                 f"s{index}",
@@ -55,15 +104,36 @@ def random_saga(number: int) -> Saga:
                 payload=payload if random.random() < 0.5 else None,
             )
         )
+        if index != pivot and not beyond:
+            steps[-1] = _other_work(random, steps[-1])
     random.shuffle(steps)
     deadline = random.choice((None, None, 2, 5, 15))
     return Saga(
         name=f"random-{number}",
         version=1,
-        input=Order,
+        input=Items,
         steps=tuple(steps),
         deadline=None if deadline is None else timedelta(seconds=deadline),
     )
+
+
+def _other_work(random: Random, step: Step) -> Step:
+    """The same step; or one that waits, is a saga, or runs for each item of a list."""
+    kind = random.random()
+    if kind < 0.07:
+        lasts = timedelta(seconds=random.choice((0.1, 1.0)))
+        wait = {"action": Sleep(lasts=lasts), "compensation": None, "payload": None}
+        return msgspec.structs.replace(step, **wait, timeout=None)
+    if kind < 0.15:
+        sub_saga = SubSaga(f"sub-{random.randrange(SUB_SAGAS)}")
+        timeout = timedelta(seconds=random.choice((4, 20)))
+        payload = {"order_id": Input("order_id"), "items": Input("items")}
+        return msgspec.structs.replace(
+            step, action=sub_saga, compensation=None, payload=payload, timeout=timeout
+        )
+    if kind < 0.22:
+        return msgspec.structs.replace(step, each=Input("items"), payload={"item": Item()})
+    return step
 
 
 def _after(

@@ -18,6 +18,7 @@ from tests.simulation.actors import (
     request,
 )
 from tests.simulation.chaos import Chaos, Fault
+from tests.simulation.definitions import below
 from tests.simulation.plan import Cancel, Plan, Start, make_plan
 from tests.simulation.rules import broken_rules
 from tests.simulation.scheduler import Endless
@@ -76,15 +77,16 @@ class Run:
         self.world = World(
             seed, chaos, record=record, store=plants.store, database=plants.database
         )
-        self._sagas = tuple({id(start.saga): start.saga for start in self.plan.starts}.values())
+        started = {start.saga.name: start.saga for start in self.plan.starts}
+        self.sagas = (*started.values(), *below(started.values()))
         self._orchestrators = [
-            Orchestrator(self.world, f"orchestrator-{n}", self._sagas, plants) for n in (1, 2)
+            Orchestrator(self.world, f"orchestrator-{n}", self.sagas, plants) for n in (1, 2)
         ]
         self._participants = [Participant(self.world, f"participant-{n}") for n in (1, 2)]
         work: list[Start | Cancel] = [*self.plan.starts, *self.plan.cancels]
         work.sort(key=lambda item: item.at)
         self._clients = [
-            Client(self.world, by, self._sagas, plants, [one for one in work if one.by == by])
+            Client(self.world, by, self.sagas, plants, [one for one in work if one.by == by])
             for by in ("client-1", "client-2")
         ]
         self._by_message = [one for one in work if one.by == "message"]
@@ -109,7 +111,7 @@ class Run:
             problems.append(f"{type(error).__name__}: {error}")
         finally:
             world.scheduler.close()
-        definitions = {(one.name, one.version): one.definition for one in self._sagas}
+        definitions = {(one.name, one.version): one.definition for one in self.sagas}
         problems += broken_rules(world, definitions)
         for client in self._clients:
             known = {one.saga_id for one in world.store.list_sagas(limit=1000)}

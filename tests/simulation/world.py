@@ -15,6 +15,7 @@ from orchestrator.store.memory import MemoryStore
 from orchestrator.transport.memory import Faults, MemoryBroker, MemoryTransport
 from shared.errors import UnavailableError
 from shared.messages import CancelRequest, Command, Reply, StartRequest, Succeeded
+from shared.names import REPLIES_QUEUE
 from shared.telemetry.names import SAGA_STATUS
 from shared.telemetry.setup import ExportedSpan
 from shared.telemetry.spans import SpanRecord
@@ -65,10 +66,10 @@ class World:
         self.chaos = chaos
         self.random = Random(f"{seed}:schedule")
         self.scheduler = Scheduler()
-        self.broker = MemoryBroker(
+        self.broker = SimulatedBroker(
             self.random,
             Faults(delay_max=DELAY_MAX),
-            fires=lambda kind, _: chaos.strikes(kind),
+            fires=self._fires,
             clock=lambda: self.scheduler.now,
         )
         self.store = store(self)
@@ -83,6 +84,10 @@ class World:
         """Who waits for a message."""
         self.record = record
         self.trace: list[str] = []
+
+    def _fires(self, kind: str, _chance: float) -> bool:
+        # A sub-saga answers its parent once: that the broker keeps the answer is relied upon.
+        return not (kind == "lose" and self.broker.between_sagas) and self.chaos.strikes(kind)
 
     def io(self, call: str) -> None:
         """A process is about to make a call: here it can die, or lose its turn."""
@@ -176,6 +181,24 @@ class Process:
     def has_chores(self) -> bool:
         """Whether it wants to look after something soon, whatever is due in the store."""
         return False
+
+
+class SimulatedBroker(MemoryBroker):
+    """The broker in memory; it knows what one saga tells another.
+
+    Attributes:
+        between_sagas: Whether that is what it takes just now.
+    """
+
+    between_sagas = False
+
+    @override
+    def put_command(self, command: Command) -> None:
+        self.between_sagas = command.queue == REPLIES_QUEUE
+        try:
+            super().put_command(command)
+        finally:
+            self.between_sagas = False
 
 
 class SimulatedStore(MemoryStore):
