@@ -43,9 +43,9 @@ setup: $(DEV)
 demo: $(RUNTIME)
 	$(BIN)/saga demo
 
-# Two processes, each with servers of its own: the tests mostly wait for processes.
+# Three processes, each with servers of its own: the tests mostly wait for processes.
 test: $(DEV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check
