@@ -20,7 +20,7 @@ help:
 	@echo 'make check     ruff, mypy, import-linter, codespell'
 	@echo 'make bench     sagas a second, latency and CPU beside bare Celery'
 	@echo 'make chaos     kill processes at random under load and count violations'
-	@echo 'make soak      simulate the whole system on many seeds (SEEDS=100000)'
+	@echo 'make soak      walk larger sagas, and simulate the whole system on many seeds (SEEDS=100000)'
 	@echo 'make coverage  branch coverage of make test'
 	@echo 'make format    let ruff rewrite what it can'
 	@echo 'make setup     only make .venv, with the development tools'
@@ -67,6 +67,7 @@ chaos: $(DEV)
 SEEDS ?= 20000
 
 soak: $(DEV)
+	SAGA_WALK_BOUND=2 $(BIN)/python -m pytest tests/core/test_walk.py -q -s -n 2 --timeout 3600
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 coverage: $(DEV)

@@ -1,6 +1,7 @@
 """Everything that can happen to every small saga. See `walk` for how it stays small.
 
-``SAGA_WALK_BOUND`` sets how far it goes: 1 (default) takes some seconds, 2 some minutes.
+``SAGA_WALK_BOUND`` sets how far it goes: 1 (default) takes less than a minute, 2 (`make soak`) many
+minutes.
 """
 
 import os
