@@ -4,7 +4,7 @@ The only caller of the functional core. Everything goes through here: replies an
 coordinator, starts and cancels from a client in any process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
@@ -389,7 +389,7 @@ class Engine:
         now = self._clock()
         saga_ids = self.store.claim_untraced(now, now + TRACE_RETRY, limit)
         rows = self.store.load(saga_ids)
-        self._trace(list(rows.values()))
+        self._trace(list(rows.values()), whole=rows.keys())
         given_up = {
             one: row.trace_due_at
             for one, row in rows.items()
@@ -454,7 +454,8 @@ class Engine:
             finally:
                 # Afterwards: the participants need not wait for our lines, and are told in any case.
                 self._tell(batch, committed, letters)
-            self._trace([one.row for one in committed if one.row.trace_due_at])
+            due = [one.row for one in committed if one.row.trace_due_at]
+            self._trace(due, whole=batch.untraced)
             changed |= {one.row.saga_id: one for one in committed}
             # A new saga that lost against its twin is not tried again: the caller looks it up.
             work = [one for one in work if one.saga_id in conflicts and not one.definition]
@@ -479,6 +480,8 @@ class Engine:
             return self._refuse(decision.refused, asked)
         if decision.state and (decision.events or decision.beat):
             exported = self._tracing.is_milestone(decision.state, decision.events)
+            if row and row.trace_due_at:
+                batch.untraced.add(asked.saga_id)
             batch.add(row, decision, batch.now + TRACE_RETRY if exported else None)
         return None
 
@@ -523,12 +526,19 @@ class Engine:
         self._published.update(ids)
         return True
 
-    def _trace(self, rows: Sequence[SagaRow]) -> None:
-        """Export the spans of sagas that came to an end, or got stuck."""
+    def _trace(self, rows: Sequence[SagaRow], *, whole: Collection[str]) -> None:
+        """Export the spans of sagas that came to an end, or got stuck.
+
+        Args:
+            rows: The sagas.
+            whole: Ids of those of which an earlier export, made when they got stuck, may be lost.
+        """
         if rows:
             histories = self.store.history([row.saga_id for row in rows])
             for row in rows:
-                self._tracing.ended(self.definition_of(row), row, histories[row.saga_id])
+                history = histories[row.saga_id]
+                again = row.saga_id in whole
+                self._tracing.ended(self.definition_of(row), row, history, whole=again)
 
     # Small parts ----------------------------------------------------------------------------
 
@@ -735,6 +745,8 @@ class _Batch:
         self.now = now
         self.before = dict(rows)
         self.rows = rows
+        self.untraced: set[str] = set()
+        """Ids of sagas of which an earlier export of spans is not confirmed."""
         self._changes: dict[str, Change] = {}
 
     def add(self, row: SagaRow | None, decision: Decision, trace_due_at: datetime | None) -> None:

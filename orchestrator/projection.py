@@ -74,6 +74,7 @@ def project(
     *,
     system: str,
     sent: Mapping[str, Sent],
+    whole: bool = False,
 ) -> list[SpanRecord]:
     """The orchestrator's spans of a saga that has ended or got stuck.
 
@@ -84,12 +85,13 @@ def project(
         system: ``messaging.system``: the broker.
         sent: When commands were published, by command id, as far as this process knows; the
             others count as sent when they were decided.
+        whole: Leave nothing out.
 
     Returns:
         Root first. Spans that an earlier call has given (a saga may get stuck, and end later) are
         left out, but for the root, whose end has moved.
     """
-    return _Projection(definition, state, history, system, sent).spans()
+    return _Projection(definition, state, history, system, sent, whole=whole).spans()
 
 
 class _Attempt(msgspec.Struct, kw_only=True):
@@ -118,7 +120,10 @@ class _Projection:
         history: Sequence[Recorded],
         system: str,
         sent: Mapping[str, Sent],
+        *,
+        whole: bool,
     ) -> None:
+        self._whole = whole
         self._definition = plan_of(definition, state)
         self._state = state
         self._history = history
@@ -136,7 +141,7 @@ class _Projection:
             self._common[names.SAGA_RECONSTRUCTED] = True
 
     def spans(self) -> list[SpanRecord]:
-        given_up_to = self._given_up_to()
+        given_up_to = 0 if self._whole else self._given_up_to()
         spans = [self._root()]
         if self._reconstructed:
             spans.append(self._start())
@@ -178,13 +183,14 @@ class _Projection:
 
         Or when it completed, and was undone afterwards as a sub-saga.
         """
-        last = self._history[-1].sequence
+        last = self._history[-1].at
         # Of a saga that is not sampled nothing goes out when it completes.
         ends = SagaStuck | HistoryFull
         if not self._reconstructed:
             ends |= SagaCompleted
-        earlier = [one.sequence for one in self._history if isinstance(one.event, ends)]
-        return max((number for number in earlier if number < last), default=0)
+        # What was decided at one time goes out at once: a saga may get stuck while more follows.
+        earlier = [one for one in self._history if isinstance(one.event, ends)]
+        return max((one.sequence for one in earlier if one.at < last), default=0)
 
     def _root(self) -> SpanRecord:
         state, trace = self._state, self._state.trace

@@ -129,9 +129,25 @@ class SagaTracing:
         wrong = state.cause is not None or state.status is not Status.COMPLETED
         return state.trace.sampled or wrong
 
-    def ended(self, definition: Definition, row: SagaRow, history: Sequence[Recorded]) -> None:
-        """Export the spans of a saga that ended or got stuck."""
-        spans = project(definition, row.state, history, system=self._system, sent=self._sent)
+    def ended(
+        self,
+        definition: Definition,
+        row: SagaRow,
+        history: Sequence[Recorded],
+        *,
+        whole: bool = False,
+    ) -> None:
+        """Export the spans of a saga that ended or got stuck.
+
+        Args:
+            definition: What it runs on.
+            row: The saga.
+            history: All of it.
+            whole: Export again what went out when it got stuck: nobody knows whether it arrived.
+        """
+        spans = project(
+            definition, row.state, history, system=self._system, sent=self._sent, whole=whole
+        )
         trace = row.state.trace
         with self._lock:
             if row.trace_due_at is not None:

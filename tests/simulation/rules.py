@@ -19,7 +19,7 @@ from orchestrator.core.events import (
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, Status, fold
 from orchestrator.ports import SagaRow
-from shared.telemetry.names import SAGA_ID, saga_span
+from shared.telemetry.names import SAGA_ID, saga_span, step_span
 from tests.core.invariants import check_rest, descendants
 from tests.simulation.world import World
 
@@ -145,10 +145,18 @@ def _span_problems(world: World, row: SagaRow, history: Sequence[Recorded]) -> I
         yield "the root span is older than the saga's end"
     if any(root.span_id != state.trace.root_span_id for root in roots):
         yield "a root span with another id than the one that was reserved"
-    # A parent may have no trace, when only its sub-saga has failed; and what was exported of a saga
-    # that got stuck is not exported again with its end, also where it did not arrive.
-    got_stuck = any(isinstance(one.event, SagaStuck) for one in history)
-    if state.parent or got_stuck:
+    if wanted and state.status.final:  # one that is stuck may have gone on elsewhere
+        names = {span.name for span in spans.values() if span.attributes[SAGA_ID] == row.saga_id}
+        missing = [
+            event.step
+            for event in (one.event for one in history)
+            if isinstance(event, StepDispatched)
+            and step_span(event.step, event.direction) not in names
+        ]
+        if missing:
+            yield f"steps without a span: {missing}"
+    # A parent may have no trace when only its sub-saga has failed; one that is stuck goes on elsewhere.
+    if state.parent or not state.status.final:
         return
     known = {*spans, state.trace.parent_span_id}
     lost = [span.name for span in spans.values() if span.parent_span_id not in known]

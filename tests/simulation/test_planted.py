@@ -126,12 +126,19 @@ class OneRootEach(SimulatedTracing):
     exports = 0
 
     @override
-    def ended(self, definition: Definition, row: SagaRow, history: Sequence[Recorded]) -> None:
+    def ended(
+        self,
+        definition: Definition,
+        row: SagaRow,
+        history: Sequence[Recorded],
+        *,
+        whole: bool = False,
+    ) -> None:
         OneRootEach.exports += 1
         root = derived_span_id("export", OneRootEach.exports)
         trace = msgspec.structs.replace(row.state.trace, root_span_id=root)
         state = msgspec.structs.replace(row.state, trace=trace)
-        super().ended(definition, msgspec.structs.replace(row, state=state), history)
+        super().ended(definition, msgspec.structs.replace(row, state=state), history, whole=whole)
 
 
 def first_finding(plants: Plants, problem: str) -> Finding:
