@@ -5,7 +5,6 @@ happens, in a form that can be stored, compared and read back without the code t
 saga finishes on the definition that it started with.
 """
 
-import typing
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import cached_property
@@ -23,6 +22,7 @@ from orchestrator.core.references import (
     Reference,
     as_reference,
 )
+from orchestrator.core.work import Gather, Sleep, SubSaga, WaitFor, Work
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DefinitionError, InputError
@@ -89,38 +89,6 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         return self.by_kind.get(kind, self)
 
 
-class WaitFor(msgspec.Struct, frozen=True, tag="wait"):
-    """Work of a step that ends when a signal comes, for example a human approval.
-
-    A signal is a fact of the saga: the first of its name counts, whether the step has begun to wait
-    or not, and its data are the output of every step that waits for it.
-
-    Attributes:
-        signal: Name of the signal.
-        approval: The data must say ``{"approved": true}``; anything else rejects the step.
-        otherwise: What happens when none has come in the step's `timeout`: the step is rejected,
-            it fails, or it succeeds with `default` as its output.
-        default: See `otherwise`.
-    """
-
-    signal: str
-    approval: bool = False
-    otherwise: typing.Literal["reject", "fail", "default"] = "reject"
-    default: Any = None
-
-
-class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
-    """Work of a step that ends by itself: after some time, or at a time of the input or an output.
-
-    Attributes:
-        lasts: How long.
-        until: Reference to a time: ISO 8601 with its offset, for example ``2026-03-01T09:00:00Z``.
-    """
-
-    lasts: timedelta | None = None
-    until: Input | Output | None = None
-
-
 class NothingToUndo(msgspec.Struct, frozen=True, tag="nothing"):
     """Says on purpose that a step leaves nothing behind."""
 
@@ -132,32 +100,6 @@ class Undo(msgspec.Struct, frozen=True, tag="undo"):
     """The stored form of a compensation: a task name."""
 
     task: str
-
-
-class SubSaga(msgspec.Struct, frozen=True, tag="saga"):
-    """Work of a step that is a saga of its own: its newest version, started with the step's payload.
-
-    When it completes the step succeeds, with the outputs of its steps by name as the output. When
-    it is compensated nothing of it is left: the step is rejected, or failed where the sub-saga did
-    not end by a rejection or a cancel. Undoing the step undoes it, also after it has completed.
-
-    Attributes:
-        name: Name of the saga.
-        trace: It continues the trace of its parent, or has one of its own; then the two are linked.
-    """
-
-    name: str
-    trace: typing.Literal["same", "linked"] = "same"
-
-
-class Gather(msgspec.Struct, frozen=True, tag="gather"):
-    """Work of the step that stands for a list of steps: its output is the list of theirs."""
-
-    steps: tuple[str, ...]
-
-
-Work = str | WaitFor | Sleep | SubSaga | Gather
-"""What a step does: a Celery task by its name, a wait, or a saga."""
 
 
 class Step(msgspec.Struct, frozen=True):

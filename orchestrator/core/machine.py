@@ -525,7 +525,8 @@ def _next(definition: Definition, state: SagaState, now: datetime) -> Event | No
     for planned in definition.without_task:
         if (over := waits.ended(planned, state, now, turning=turning)) is not None:
             return over
-        called_back = turning and isinstance(planned.action, SubSaga)
+        held = state.paused or state.full
+        called_back = turning and not held and isinstance(planned.action, SubSaga)
         step = state.step(planned.name)
         if called_back and step.phase is Phase.RUNNING and not step.recalled:
             return _recalled(planned.name, step, "the saga it belongs to turned back")

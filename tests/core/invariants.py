@@ -138,7 +138,7 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
             assert planned.action.signal not in state.signals, "it waits for what has come"
         step = state.step(planned.name)
         if isinstance(planned.action, SubSaga) and step.phase is Phase.RUNNING:
-            assert step.recalled or not back, "its sub-saga goes on in vain"
+            assert step.recalled or state.paused or not back, "its sub-saga goes on in vain"
         if planned.waits:
             assert not (back and phases[planned.name] is Phase.RUNNING), "it waits in vain"
             assert phases[planned.name] not in {Phase.RETRYING, Phase.UNDOING}

@@ -314,3 +314,9 @@ def test_sub_sagas_that_are_undone_at_every_moment_keep_the_invariants(size: int
         every = islice(every, 0, None, 4)
     counts = walk_all(every, forgetful=True, plain=False, child=True)
     assert counts[Status.COMPENSATED]
+
+
+def test_operators_of_a_saga_with_a_sub_saga_keep_the_invariants() -> None:
+    """A paused one calls nothing back until it is resumed."""
+    counts = walk_all(iter([nested()["last"]]), forgetful=True, plain=False, operated=True)
+    assert counts["paused"]

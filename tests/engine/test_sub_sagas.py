@@ -218,6 +218,22 @@ def test_a_cancel_and_a_deadline_go_down(end: Callable[[Story, str], object]) ->
     assert story.stands == set()
 
 
+def test_a_paused_saga_calls_nothing_back_until_it_is_resumed() -> None:
+    """The undo of its sub-saga would be something new."""
+    waits = msgspec.structs.replace(
+        HOTEL, steps=(HOTEL.steps[0], Step("key", "no.answer", NOTHING_TO_UNDO))
+    )
+    story = Story(trip(), waits)
+    above, below = story.start()
+    story.shop.client.pause(above, reason="wait", by="ada")
+    story.shop.client.cancel(above, reason="rain", by="ada")
+    story.shop.settle()
+    assert "undo_requested" not in [one.event for one in story.shop.view(below).timeline]
+    story.shop.client.resume(above, reason="go on", by="ada")
+    story.shop.settle()
+    assert story.shop.view(below).timeline[-1].event == "undo_requested"
+
+
 def test_a_sub_saga_that_takes_too_long_is_called_back() -> None:
     """The time-out of the step is a cancel of the sub-saga; nothing is guessed."""
     waits = msgspec.structs.replace(
