@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator import dead_letters
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.messages import (
@@ -24,24 +25,20 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine, Operated, Started
-from orchestrator.ports import DeadLetter, Delivery, SagaRow, SagaSummary
+from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
 from orchestrator.retention import Archive, purge
 from orchestrator.search import Filter, find
 from orchestrator.views import SagaView, outcome_of, saga_view
-from shared import codec, names
 from shared.clock import monotonic, pause
-from shared.errors import InputError, NotAllowed, UnknownSaga
+from shared.errors import UnknownSaga
 from shared.messages import (
     Ended,
-    EventArrived,
     Failed,
     Failure,
     Rejected,
     StartRequest,
     Succeeded,
-    Undecodable,
 )
-from shared.sealing import open_message
 from shared.telemetry.header_propagator import current_baggage, current_parent
 
 _POLL_FIRST_S = 0.005
@@ -387,12 +384,7 @@ class Client:
         Raises:
             InputError: There is none of that number.
         """
-        letter = self._store.dead_letter(number)
-        if letter is None:
-            raise InputError(
-                f"There is no dead letter {number}.", hint="`saga dlq list` shows them."
-            )
-        return letter
+        return dead_letters.letter_of(self._store, number)
 
     def requeue(self, number: int) -> DeadLetter:
         """Act on a dead letter once more; it is gone when this returns.
@@ -404,35 +396,10 @@ class Client:
             NotAllowed: It still cannot be read or acted on; says why, and the letter stays.
             SagaError: As `start`, for a start; the letter stays.
         """
-        letter = self.dead_letter(number)
-        identity = f"dead-letter-{number}"
-        # Of an event only its name and its fields were kept.
-        known = letter.task in self._engine.catalog.events()
-        headers = {names.SAGA_EVENT_ID: identity} if known else {}
-        message = open_message(
-            codec.decode_inbound(letter.task, identity, letter.body.encode(), headers)
-        )
-        match message:
-            case EventArrived():
-                self._engine.start(self._engine.starts_of(message))
-            case StartRequest():
-                self._engine.start([message])
-            case Undecodable(reason=reason):
-                raise NotAllowed(f"Dead letter {number} still cannot be read: {reason}")
-            case _:
-                delivery = Delivery(message=message, task=letter.task, body=letter.body)
-                self._reconsider(number, delivery)
+        letter = dead_letters.requeue(self._engine, number)
         self._engine.settle()
         self._store.drop_dead_letters([number])
         return letter
-
-    def _reconsider(self, number: int, delivery: Delivery) -> None:
-        if refused := self._engine.refusal(delivery):
-            raise NotAllowed(
-                f"Dead letter {number} still cannot be acted on. {refused}",
-                saga_id=getattr(delivery.message, "saga_id", None),
-            )
-        self._engine.handle([delivery])
 
     def drop_dead_letters(self, numbers: Collection[int]) -> int:
         """Delete dead letters for good; returns how many there were."""

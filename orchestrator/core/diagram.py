@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrator.core.definition import Definition, Output, Retry, Saga, Step, WaitFor
 from orchestrator.core.events import Trace, tag_of
-from orchestrator.core.machine import Decision, decide, wake_at
+from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -31,6 +31,7 @@ from orchestrator.core.messages import (
     Tick,
 )
 from orchestrator.core.state import FINAL, Phase, SagaState, Status, evolve
+from orchestrator.core.timers import wake_at
 from shared.ids import Direction
 from shared.messages import Failed, Failure, Outcome, Rejected, Reply, Succeeded
 

@@ -28,7 +28,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from orchestrator.core.definition import Definition, NothingToUndo, WaitFor
-from orchestrator.core.machine import decide, wake_at
+from orchestrator.core.machine import decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -44,6 +44,7 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
+from orchestrator.core.timers import wake_at
 from shared.ids import Direction
 from shared.messages import Parent, Reply
 from tests.core import builders

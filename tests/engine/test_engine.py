@@ -9,7 +9,8 @@ from orchestrator.core.definition import Saga, WaitFor
 from orchestrator.core.events import DeadlineExceeded, Recorded, SagaPaused, StepTimedOut
 from orchestrator.core.messages import Pause, Resolve, Resume, RetryNow
 from orchestrator.core.state import Status
-from orchestrator.engine import CONFLICTS_MAX, TRACE_RETRY, Engine, Started
+from orchestrator.engine import Engine, Started
+from orchestrator.loop import CONFLICTS_MAX, TRACE_RETRY
 from orchestrator.ports import Change, Delivery
 from orchestrator.store.memory import MemoryStore
 from orchestrator.tracing import RETRACE_FOR, SagaTracing

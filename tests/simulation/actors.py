@@ -143,7 +143,7 @@ class EngineProcess(Process):
     @override
     def has_chores(self) -> bool:
         engine = self._engine
-        return engine is not None and bool(engine._published or engine._tracing._exported)
+        return engine is not None and bool(engine._outbox.published or engine._tracing._exported)
 
     def start(self) -> None:
         """Begin to run, for the first time or again."""

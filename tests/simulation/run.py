@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
-from orchestrator import coordinator, engine, journal
+from orchestrator import coordinator, engine, journal, outbox
 from orchestrator.core.state import Status
 from shared.messages import Reply
 from tests.simulation.actors import (
@@ -210,6 +210,7 @@ def silence() -> Iterator[None]:
     with (
         patch.object(journal, "log", _Silent()),
         patch.object(engine, "log", _Silent()),
+        patch.object(outbox, "log", _Silent()),
         patch.object(coordinator, "log", _Silent()),
     ):
         yield

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from typing_extensions import override
 
+from orchestrator.batch import Batch
 from orchestrator.coordinator import Coordinator
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded, StepTimedOut
@@ -26,10 +27,15 @@ SEEDS_MAX = 150
 class PublishesFirst(SimulatedEngine):
     """Sends commands before they are committed."""
 
-    @override
-    def _commit(self, batch: Any, letters: Sequence[DeadLetter]) -> frozenset[str]:
-        self._publish([command for change in batch.changes() for command in change.commands])
-        return super()._commit(batch, letters)
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        commit = self._loop._commit
+
+        def publish_first(batch: Batch, letters: Sequence[DeadLetter]) -> frozenset[str]:
+            self._outbox.publish([it for one in batch.changes() for it in one.commands])
+            return commit(batch, letters)
+
+        self._loop._commit = publish_first  # type: ignore[method-assign]
 
 
 class AcknowledgesFirst(Coordinator):

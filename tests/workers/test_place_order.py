@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from orchestrator.core.events import Trace
-from orchestrator.core.machine import Message, Start, Tick, decide, wake_at
+from orchestrator.core.machine import Message, Start, Tick, decide
 from orchestrator.core.state import SagaState
+from orchestrator.core.timers import wake_at
 from orchestrator.sagas import PLACE_ORDER, SAGAS
 from orchestrator.transport.task_message import headers_of
 from shared.ids import new_saga_id, new_span_id, new_trace_id

@@ -1,0 +1,110 @@
+"""Starts: what is stored of a new saga, and which saga a start means that was made before."""
+
+from orchestrator.batch import Asked
+from orchestrator.catalog import Catalog
+from orchestrator.core.eventing import input_of, key_of
+from orchestrator.core.messages import Start, Undo
+from orchestrator.ports import SagaRow, Store
+from orchestrator.tracing import SagaTracing
+from shared import codec
+from shared.clock import Clock
+from shared.errors import KeyConflict, UnavailableError
+from shared.ids import new_saga_id, new_secret, saga_id_from
+from shared.messages import EventArrived, StartRequest
+
+
+class Starts:
+    """Makes the first message of a saga.
+
+    Args:
+        store: Knows which business keys are taken.
+        catalog: Knows the definitions.
+        tracing: Begins their traces.
+        clock: Tells the time.
+        payload_bytes_max: Largest input, as JSON.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        catalog: Catalog,
+        tracing: SagaTracing,
+        clock: Clock,
+        payload_bytes_max: int,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._tracing = tracing
+        self._clock = clock
+        self._payload_bytes_max = payload_bytes_max
+
+    def asked(self, request: StartRequest, undo: Undo | None = None) -> Asked:
+        """What a start asks; its definition is kept in the store by then.
+
+        Args:
+            request: What to start.
+            undo: For a sub-saga that is to be undone before it has begun.
+
+        Raises:
+            UnknownSaga: No definition of that name.
+            InputError: The input does not fit, or is too large.
+        """
+        saga = self._catalog.newest(request.name)
+        checked = saga.check_input(request.input)
+        codec.check_size(checked, self._payload_bytes_max, f"The input of {request.name!r}")
+        self._catalog.keep(self._store, self._clock(), saga)
+        saga_id = request.saga_id or new_saga_id()
+        trace = self._tracing.begin(request)
+        message = Start(
+            saga_id=saga_id,
+            input=checked,
+            key=request.key,
+            trace=trace,
+            secret=new_secret(),
+            not_before=request.not_before,
+            parent=request.parent,
+            undo=undo,
+        )
+        return Asked(saga_id=saga_id, message=message, definition=saga.definition)
+
+    def by_key(self, asked: Asked) -> SagaRow | None:
+        """The saga that a start's business key names; None where it is free, or there is none.
+
+        Raises:
+            KeyConflict: That saga was started with other input.
+        """
+        start, definition = asked.message, asked.definition
+        if not isinstance(start, Start) or start.key is None or definition is None:
+            return None
+        row = self._store.find_by_key(definition.name, start.key)
+        if row and row.state.input != start.input:
+            raise KeyConflict(
+                f"The key {start.key!r} of saga {definition.name!r} belongs to {row.saga_id}, "
+                "which was started with other input.",
+                hint="Use another key, or the same input. Nothing was started.",
+                saga_id=row.saga_id,
+            )
+        return row
+
+    def twin(self, asked: Asked) -> SagaRow:
+        """The saga that was faster with the id or the business key of a start."""
+        row = self._store.load([asked.saga_id]).get(asked.saga_id) or self.by_key(asked)
+        if row is None:
+            raise UnavailableError(f"Saga {asked.saga_id} was neither stored nor found.")
+        return row
+
+    def on(self, event: EventArrived) -> list[StartRequest]:
+        """What an event starts, idempotent by its id; empty where no saga starts on it."""
+        return [
+            StartRequest(
+                name=saga.name,
+                input=input_of(saga, event.fields),
+                key=key_of(saga, event.event_id, event.fields),
+                saga_id=saga_id_from(f"{event.event_id}:{saga.name}"),
+                traceparent=event.traceparent,
+                tracestate=event.tracestate,
+                baggage=event.baggage,
+            )
+            for saga in self._catalog.starting_on(event.name)
+        ]
