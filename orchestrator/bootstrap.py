@@ -2,9 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any
-
-from celery import Celery
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.catalog import Catalog
 from orchestrator.client import Client
@@ -14,15 +12,22 @@ from orchestrator.core.limits import Limits
 from orchestrator.engine import Engine
 from orchestrator.store.sql import SqlStore, open_store
 from orchestrator.tracing import SagaTracing
-from orchestrator.transport.celery import CeleryTransport
-from shared.celery_app import make_app
+from orchestrator.transport.absent import AbsentTransport
 from shared.clock import utc_now
 from shared.errors import ConfigurationError
 from shared.names import ORCHESTRATOR_QUEUE
 from shared.settings import Settings
 from shared.telemetry.names import messaging_system
 
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from orchestrator.ports import Transport
+
 SERVICE = "orchestrator"
+
+ABSENT = "memory://"
+"""Broker URL where there is no broker."""
 
 
 def load_sagas(modules: Iterable[str]) -> list[Saga]:
@@ -50,8 +55,11 @@ def load_sagas(modules: Iterable[str]) -> list[Saga]:
     return list(found.values())
 
 
-def make_celery(settings: Callable[[], Settings]) -> Celery[Any]:
+def make_celery(settings: Callable[[], Settings]) -> "Celery[Any]":
     """The orchestrator's own Celery app; the settings are read when it needs them."""
+    # Celery and its client of Redis take as long to load as all the rest: not for who only reads.
+    from shared.celery_app import make_app
+
     return make_app(SERVICE, service=SERVICE, settings=settings, default_queue=ORCHESTRATOR_QUEUE)
 
 
@@ -65,7 +73,7 @@ def make_store(settings: Settings) -> SqlStore:
     return open_store(settings.store_url, create=not settings.database_url)
 
 
-def make_engine(settings: Settings, app: Celery[Any] | None = None) -> Engine:
+def make_engine(settings: Settings, app: "Celery[Any] | None" = None) -> Engine:
     """An engine on the real store and broker.
 
     Raises:
@@ -73,21 +81,13 @@ def make_engine(settings: Settings, app: Celery[Any] | None = None) -> Engine:
         DefinitionError: A definition has mistakes.
         UnavailableError: The store cannot be reached.
     """
+    from orchestrator.transport.celery import CeleryTransport
+
     catalog = Catalog(load_sagas(settings.definitions))
     transport = CeleryTransport(
         app or make_celery(lambda: settings), events=sorted(catalog.events())
     )
-    return Engine(
-        store=make_store(settings),
-        transport=transport,
-        catalog=catalog,
-        tracing=SagaTracing(system=messaging_system(settings.celery_broker_url), clock=utc_now),
-        clock=utc_now,
-        payload_bytes_max=settings.payload_bytes_max,
-        limits=Limits(
-            events_max=settings.history_events_max, in_flight_max=settings.in_flight_max
-        ),
-    )
+    return _engine(settings, catalog, transport, messaging_system(settings.celery_broker_url))
 
 
 def make_client(settings: Settings) -> Client:
@@ -98,13 +98,28 @@ def make_client(settings: Settings) -> Client:
 def make_reader(settings: Settings) -> Client:
     """A client for reading alone: it works without a broker; raises as `make_engine`."""
     try:
-        settings.celery_broker_url  # noqa: B018 - asks whether there is one
+        broker_url = settings.celery_broker_url
     except ConfigurationError:
-        settings = settings.model_copy(update={"broker_url": "memory://"})
-    return Client(make_engine(settings))
+        broker_url = ABSENT
+    catalog = Catalog(load_sagas(settings.definitions))
+    return Client(_engine(settings, catalog, AbsentTransport(), messaging_system(broker_url)))
 
 
-def make_coordinator(settings: Settings, app: Celery[Any] | None = None) -> Coordinator:
+def _engine(settings: Settings, catalog: Catalog, transport: "Transport", system: str) -> Engine:
+    return Engine(
+        store=make_store(settings),
+        transport=transport,
+        catalog=catalog,
+        tracing=SagaTracing(system=system, clock=utc_now),
+        clock=utc_now,
+        payload_bytes_max=settings.payload_bytes_max,
+        limits=Limits(
+            events_max=settings.history_events_max, in_flight_max=settings.in_flight_max
+        ),
+    )
+
+
+def make_coordinator(settings: Settings, app: "Celery[Any] | None" = None) -> Coordinator:
     """A coordinator whose definitions are in the store.
 
     Raises:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
@@ -280,6 +279,8 @@ def _journal_ahead(connection: sqlite3.Connection) -> None:
 
 
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    import psycopg  # not for who has SQLite: every command of theirs would wait for it
+
     given = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
     engine = sa.create_engine(url, connect_args={"autocommit": True, **given})
 
