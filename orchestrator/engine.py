@@ -328,7 +328,7 @@ class Engine:
         commands = self.store.claim_unpublished(now - older_than, now, limit)
         if commands:
             log.warning("outbox.republished", commands=len(commands))
-            self._outbox.publish(commands)
+            self._outbox.publish(commands, again=True)
         return len(commands)
 
     def retrace(self, limit: int) -> int:

@@ -33,8 +33,14 @@ class Outbox:
         self._clock = clock
         self.published: set[str] = set()
 
-    def publish(self, commands: Sequence[Command]) -> bool:
-        """Send them; returns whether they reached the broker."""
+    def publish(self, commands: Sequence[Command], *, again: bool = False) -> bool:
+        """Send them; returns whether they reached the broker.
+
+        Args:
+            commands: What was committed.
+            again: They may have been sent before. When is not known, and a participant may be at
+                work already: their spans keep the time of the decision.
+        """
         if not commands:
             return True
         faults.reach("orchestrator:after-commit-before-publish")
@@ -47,7 +53,8 @@ class Outbox:
             metrics.published(0)
             return False
         ids = [command.id for command in commands]
-        self._tracing.published(ids, begun_at, self._clock())
+        if not again:
+            self._tracing.published(ids, begun_at, self._clock())
         metrics.published(len(ids))
         self.published.update(ids)
         return True

@@ -36,6 +36,8 @@ from shared.messages import (
     StartRequest,
     Succeeded,
 )
+from shared.telemetry import setup
+from shared.telemetry.spans import SpanRecord
 from shared.tokens import token_of
 from tests.core.builders import (
     T0,
@@ -284,6 +286,22 @@ def test_what_a_crash_left_is_sent_by_another_engine(make_bench: BenchMaker) -> 
     assert other.engine.republish(timedelta(seconds=5), 10) == 1
     assert other.sent() == [first]
     assert other.engine.republish(timedelta(seconds=5), 10) == 0
+
+
+def test_a_participant_never_begins_before_what_was_sent_to_it(
+    make_bench: BenchMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash left it published: sent again later, it keeps the time of the decision."""
+    store, broker = MemoryStore(), MemoryBroker()
+    crashed, other = make_bench(store=store, broker=broker), make_bench(store=store, broker=broker)
+    started = crashed.start()
+    other.now += timedelta(seconds=6)
+    assert other.engine.republish(timedelta(seconds=5), 10) == 1
+    exported: list[SpanRecord] = []
+    monkeypatch.setattr(setup, "emit", exported.extend)
+    other.arrive(of(started.row.saga_id, rejected("a")))
+    (send,) = (span for span in exported if span.kind == "producer")
+    assert (send.start, send.end) == (T0, T0)
 
 
 def test_a_commit_that_fails_forgets_no_published_command(make_bench: BenchMaker) -> None:
