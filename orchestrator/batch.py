@@ -51,6 +51,8 @@ class Batch:
         assert decision.state is not None  # noqa: S101 - the caller has looked
         saga_id = decision.state.saga_id
         sequence = row.sequence if row else 0
+        # What is noted of a saga that has ended is no move of it.
+        noted = row and row.state.status.final and decision.state.status.final
         events = tuple(
             Recorded(sequence=number, at=self.now, event=event)
             for number, event in enumerate(decision.events, start=sequence + 1)
@@ -60,7 +62,7 @@ class Batch:
             state=decision.state,
             wake_at=decision.wake_at,
             started_at=row.started_at if row else self.now,
-            updated_at=self.now,
+            updated_at=row.updated_at if row and noted else self.now,
             trace_due_at=trace_due_at or (row.trace_due_at if row else None),
         )
         earlier = self._changes.get(saga_id)

@@ -13,7 +13,7 @@ import msgspec
 
 from orchestrator import dead_letters
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Recorded
+from orchestrator.core.events import ForkedFrom, Recorded
 from orchestrator.core.messages import (
     CompensateNow,
     Operator,
@@ -25,6 +25,7 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine, Operated, Started
+from orchestrator.forks import Forked
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
 from orchestrator.retention import Archive, purge
 from orchestrator.search import Filter, find
@@ -98,6 +99,55 @@ class Client:
             baggage=current_baggage() if baggage is None else dict(baggage),
         )
         return self.start_many([request])[0]
+
+    def fork(
+        self,
+        saga_id: str,
+        from_step: str,
+        *,
+        input: Mapping[str, Any] | None = None,  # noqa: A002 - as in `start`
+        key: str | None = None,
+        reason: str = "",
+        by: str = "",
+        dry_run: bool = False,
+    ) -> Forked:
+        """Start a saga that goes on from a step of one that has ended. Durable when this returns.
+
+        What was done before that step, or does not depend on it, counts as done, and belongs to
+        the new saga from then on: it undoes it when it turns back. The step and what comes after it
+        is done anew, on the newest version of the definition.
+
+        Args:
+            saga_id: The saga that has ended.
+            from_step: The first step that is done anew.
+            input: Of the new saga; by default that of the old one. Copied outputs stay what they are.
+            key: Business key of the new saga.
+            reason: Kept in both histories.
+            by: Who asks; kept in both histories.
+            dry_run: Only say what would become of each step.
+
+        Raises:
+            UnknownSaga: No saga has that id, or no definition of its name is in the code.
+            NotAllowed: It may still undo something, has undone something that the step needs, or
+                an earlier fork owns something of it; says what to do.
+            InputError: The input does not fit, or is too large; nothing was stored.
+            KeyConflict: The key belongs to another saga; nothing was stored.
+            UnavailableError: The store cannot be reached.
+        """
+        old = self.row(saga_id).state
+        traceparent, tracestate = current_parent()
+        request = StartRequest(
+            name=old.name,
+            input=old.input if input is None else dict(input),
+            key=key,
+            traceparent=traceparent or None,
+            tracestate=tracestate,
+            baggage=current_baggage(),
+        )
+        fork = ForkedFrom(saga_id=saga_id, step=from_step, reason=reason, by=by)
+        forked = self._engine.fork(fork, request, dry_run=dry_run)
+        self._engine.settle()
+        return forked
 
     def start_many(self, requests: Sequence[StartRequest]) -> list[Started]:
         """Start several sagas in one transaction; as `start`."""

@@ -15,7 +15,7 @@ from orchestrator import intake, metrics
 from orchestrator.batch import Asked
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Event
+from orchestrator.core.events import Event, ForkedFrom
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import NO_LIMITS
 from orchestrator.core.messages import (
@@ -32,6 +32,7 @@ from orchestrator.core.messages import (
     Tick,
 )
 from orchestrator.core.refusals import why_not
+from orchestrator.forks import Forked, Forks
 from orchestrator.loop import Loop
 from orchestrator.outbox import Outbox
 from orchestrator.ports import DeadLetter, Delivery, SagaRow, Store, Transport
@@ -146,6 +147,9 @@ class Engine:
             clock=clock,
             limits=limits,
         )
+        self._forks = Forks(
+            store=store, catalog=catalog, starts=self._starts, loop=self._loop, tracing=tracing
+        )
         self._sub_sagas = SubSagas(starts=self._starts, store=store, begin=self._begin)
         self._gauges: metrics.StoreGauges | None = None
 
@@ -178,6 +182,10 @@ class Engine:
                 self._tracing.started(mine)
             started.append(Started(row=mine, created=created, published=published))
         return started
+
+    def fork(self, fork: ForkedFrom, request: StartRequest, *, dry_run: bool = False) -> Forked:
+        """Start a saga from a copy of the history of another one; see `Forks.fork`."""
+        return self._forks.fork(fork, request, dry_run=dry_run)
 
     def starts_of(self, event: EventArrived) -> list[StartRequest]:
         """What an event starts, idempotent by its id; empty where no saga starts on it."""

@@ -44,6 +44,7 @@ class Box(NamedTuple):
     Attributes:
         id: A name that every format takes.
         phase: Where it stands; None where no saga was asked about.
+        copied: Another saga has done it, of which this one is a fork.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Box(NamedTuple):
     phase: Phase | None
     attempts: int
     stuck: bool
+    copied: bool = False
 
     @property
     def lines(self) -> Iterator[str]:
@@ -62,7 +64,8 @@ class Box(NamedTuple):
         if self.phase is not None and self.phase is not Phase.PENDING:
             again = f", attempt {self.attempts}" if self.attempts > 1 else ""
             stuck = ", STUCK" if self.stuck else ""
-            yield f"{self.phase.value.replace('_', ' ')}{again}{stuck}"
+            copied = ", copied" if self.copied else ""
+            yield f"{self.phase.value.replace('_', ' ')}{again}{stuck}{copied}"
 
 
 def boxes(definition: Definition, state: SagaState | None = None) -> list[Box]:
@@ -75,7 +78,8 @@ def boxes(definition: Definition, state: SagaState | None = None) -> list[Box]:
             continue
         one = state.step(step.name)
         attempts = max(one.attempt, one.undo_attempt)
-        drawn.append(Box(f"s{number}", step, one.phase, attempts, one.stuck))
+        copied = one.origin is not None
+        drawn.append(Box(f"s{number}", step, one.phase, attempts, one.stuck, copied))
     return drawn
 
 

@@ -11,6 +11,7 @@ from orchestrator.core.events import (
     Event,
     HistoryFull,
     RetryRequested,
+    SagaForked,
     SagaPaused,
     SagaResolved,
     SagaResumed,
@@ -18,6 +19,7 @@ from orchestrator.core.events import (
     SagaStuck,
     SignalReceived,
     StepAccepted,
+    StepCopied,
     StepDispatched,
     StepExpanded,
     StepFailed,
@@ -45,6 +47,7 @@ _BY_OPERATORS: Final = (
     StepSkipped,
     CompensationRequested,
     SagaResolved,
+    SagaForked,
 )
 _WARNINGS: Final = (
     StepRejected,
@@ -110,8 +113,17 @@ def _details(  # noqa: C901, PLR0912 - one case for each event
     event: Event,
 ) -> dict[str, Any]:
     match event:
-        case SagaStarted(version=version, key=key, deadline_at=deadline_at):
-            return {"saga_version": version, "key": key, "deadline_at": deadline_at}
+        case SagaStarted(version=version, key=key, deadline_at=deadline_at, fork=fork):
+            told = {"saga_version": version, "key": key, "deadline_at": deadline_at}
+            if fork is None:
+                return told
+            why = {"reason": fork.reason, "by": fork.by}
+            return {**told, "forked_from": fork.saga_id, "from_step": fork.step, **why}
+        case StepCopied(origin=origin):
+            return {"done_by": origin.saga_id}
+        case SagaForked(to=to, step=step, steps=steps, reason=reason, by=by):
+            handed = {"to": to, "from_step": step, "handed_over": steps}
+            return {**handed, "reason": reason, "by": by}
         case StepDispatched(due_at=due_at) | StepAccepted(due_at=due_at):
             return {"due_at": due_at}
         case (

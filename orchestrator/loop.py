@@ -12,6 +12,7 @@ from orchestrator import intake, journal, metrics
 from orchestrator.batch import Asked, Batch
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
+from orchestrator.core.events import SagaForked
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import Message
@@ -75,18 +76,45 @@ class Loop:
             letters = [*letters, *refused]
             conflicts = self._commit(batch, letters)
             committed = [one for one in batch.changes() if one.row.saga_id not in conflicts]
-            try:
-                published &= self._outbox.publish([it for one in committed for it in one.commands])
-            finally:
-                # Afterwards: the participants need not wait for our lines, and are told in any case.
-                self._tell(batch, committed, letters)
-            due = [one.row for one in committed if one.row.trace_due_at]
-            self._trace(due, whole=batch.untraced)
+            published &= self._follow(batch, committed, letters)
             changed |= {one.row.saga_id: one for one in committed}
             # A new saga that lost against its twin is not tried again: the caller looks it up.
             work = [one for one in work if one.saga_id in conflicts and not one.definition]
             letters = ()
         raise UnavailableError(f"{CONFLICTS_MAX} conflicts in a row on saga {work[0].saga_id}.")
+
+    def advance_together(
+        self, row: SagaRow, work: Sequence[Asked]
+    ) -> tuple[dict[str, Change], bool]:
+        """Decide about an old saga and new ones, and commit all of it or nothing.
+
+        Args:
+            row: The old saga, as it was when it was decided what to ask.
+            work: What is asked of it and of sagas that begin.
+
+        Returns:
+            As `advance`; nothing has changed where somebody else was faster with one of them.
+        """
+        batch = Batch(self._clock(), {row.saga_id: row})
+        for one in work:
+            self._add(batch, one)
+        if self._commit(batch, (), together=True):
+            return {}, True
+        published = self._follow(batch, batch.changes(), ())
+        return {one.row.saga_id: one for one in batch.changes()}, published
+
+    def _follow(
+        self, batch: Batch, committed: Sequence[Change], letters: Sequence[DeadLetter]
+    ) -> bool:
+        """Send, tell and export what was committed; returns whether the broker could be reached."""
+        try:
+            published = self._outbox.publish([it for one in committed for it in one.commands])
+        finally:
+            # Afterwards: the participants need not wait for our lines, and are told in any case.
+            self._tell(batch, committed, letters)
+        due = [one.row for one in committed if one.row.trace_due_at and not _was_forked(one)]
+        self._trace(due, whole=batch.untraced)
+        return published
 
     def preview(self, row: SagaRow, message: Message) -> tuple[Decision, SagaRow]:
         """What a message would lead to, and the saga after it; nothing is stored or sent."""
@@ -158,14 +186,18 @@ class Loop:
     def _refuse(self, reason: str, asked: Asked) -> DeadLetter | None:
         return intake.letter(reason, asked.delivery, self._clock()) if asked.delivery else None
 
-    def _commit(self, batch: Batch, letters: Sequence[DeadLetter]) -> frozenset[str]:
+    def _commit(
+        self, batch: Batch, letters: Sequence[DeadLetter], *, together: bool = False
+    ) -> frozenset[str]:
         """Commit a batch; returns the sagas that somebody else has changed."""
         changes = batch.changes()
         if not (changes or letters):
             return frozenset()
         published = self._outbox.take_published()
         try:
-            conflicts = self._store.commit(changes, published=published, dead_letters=letters)
+            conflicts = self._store.commit(
+                changes, published=published, dead_letters=letters, together=together
+            )
         except UnavailableError:
             self._outbox.published |= published
             raise
@@ -191,3 +223,8 @@ class Loop:
                 history = histories[row.saga_id]
                 again = row.saga_id in whole
                 self._tracing.ended(self.definition_of(row), row, history, whole=again)
+
+
+def _was_forked(change: Change) -> bool:
+    """Whether nothing new has happened in a saga: its spans are what they were."""
+    return any(isinstance(one.event, SagaForked) for one in change.events)

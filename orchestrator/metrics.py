@@ -225,4 +225,7 @@ def _sent_at(
 
 def _untouched(state: SagaState) -> bool:
     """Whether no step of a saga has had an outcome."""
-    return all(step.phase is Phase.RUNNING and step.attempt == 1 for step in state.steps.values())
+    return all(
+        step.origin or (step.phase is Phase.RUNNING and step.attempt == 1)
+        for step in state.steps.values()
+    )

@@ -154,6 +154,7 @@ class Store(Protocol):
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
+        together: bool = False,
     ) -> frozenset[str]:
         """Commit all of it in one transaction, but for the sagas that someone else has changed.
 
@@ -163,6 +164,8 @@ class Store(Protocol):
             dead_letters: Are kept.
             traced: Sagas whose spans have arrived, each with the `trace_due_at` that it had when
                 they were exported. It is cleared, unless another export is due by now.
+            together: All changes or none: where one saga was changed by someone else, nothing at
+                all is committed, and all of them are returned.
 
         Returns:
             Ids of sagas of which *nothing* was committed: their sequence was not the expected

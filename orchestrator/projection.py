@@ -24,6 +24,7 @@ from orchestrator.core.events import (
     HistoryFull,
     Recorded,
     SagaCompleted,
+    SagaForked,
     SagaStuck,
     StepAccepted,
     StepDispatched,
@@ -137,8 +138,18 @@ class _Projection:
         }
         if state.parent:
             self._common[names.SAGA_PARENT_ID] = state.parent.saga_id
+        if state.fork:
+            self._common[names.SAGA_FORKED_FROM] = state.fork.saga_id
         if self._reconstructed:
             self._common[names.SAGA_RECONSTRUCTED] = True
+
+    @property
+    def _ended_at(self) -> datetime:
+        """When it last moved: that it was forked afterwards is no part of what it did."""
+        moved = (
+            one.at for one in reversed(self._history) if not isinstance(one.event, SagaForked)
+        )
+        return next(moved, self._history[-1].at)
 
     def spans(self) -> list[SpanRecord]:
         given_up_to = 0 if self._whole else self._given_up_to()
@@ -183,7 +194,7 @@ class _Projection:
 
         Or when it completed, and was undone afterwards as a sub-saga.
         """
-        last = self._history[-1].at
+        last = self._ended_at
         # Of a saga that is not sampled nothing goes out when it completes.
         ends = SagaStuck | HistoryFull
         if not self._reconstructed:
@@ -204,7 +215,7 @@ class _Projection:
             parent_span_id=trace.parent_span_id,
             parent_is_remote=trace.parent_span_id is not None,
             start=self._history[0].at,
-            end=self._history[-1].at,
+            end=self._ended_at,
             attributes={**self._common, names.SAGA_STATUS: state.status.value},
             error=error,
             links=_link_of(trace.link),
@@ -226,6 +237,9 @@ class _Projection:
         if step.direction == "compensation":
             undone = step_span_id(self._state.saga_id, step.step, "action")
             links = (SpanLink(trace_id=self._state.trace.trace_id, span_id=undone),)
+            if origin := self._state.step(step.step).origin:
+                links = _link_of(origin.link)
+                common[names.SAGA_ORIGIN_ID] = origin.saga_id
         work = self._definition.by_name[step.step].action
         if isinstance(work, SubSaga) and step.direction == "action":
             child = sub_saga_id(self._state.saga_id, step.step, max(step.attempts))
@@ -238,7 +252,7 @@ class _Projection:
             span_id,
             self._state.trace.root_span_id,
             first.sent_at,
-            step.ended_at or self._history[-1].at,
+            step.ended_at or self._ended_at,
             {
                 **common,
                 names.SAGA_ATTEMPT: max(step.attempts),

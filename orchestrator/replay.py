@@ -27,6 +27,7 @@ from orchestrator.core.events import (
     RetryRequested,
     SagaCompensated,
     SagaCompleted,
+    SagaForked,
     SagaPaused,
     SagaResolved,
     SagaResumed,
@@ -34,6 +35,7 @@ from orchestrator.core.events import (
     SagaStuck,
     SignalReceived,
     StepAccepted,
+    StepCopied,
     StepDispatched,
     StepExpanded,
     StepFailed,
@@ -52,6 +54,7 @@ from orchestrator.core.machine import decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
+    HandOver,
     Message,
     Pause,
     Resolve,
@@ -175,7 +178,7 @@ def _decision(
     # The limit of that time is known only where it was reached.
     reached = (one.event.events_max for one in rest if isinstance(one.event, HistoryFull))
     limits = Limits(events_max=next(reached, UNLIMITED))
-    for message in _messages([one.event for one in rest[:2]], state):
+    for message in _messages([one.event for one in rest if one.at == at], state):
         decision = decide(
             definition, state, message, at, limits=limits, history=first.sequence - 1
         )
@@ -232,6 +235,7 @@ _BROUGHT = (
     RetryRequested,
     CompensationRequested,
     SagaResolved,
+    SagaForked,
 )
 """Events that nothing but a message brings."""
 
@@ -254,16 +258,20 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
                 secret=event.secret,
                 not_before=event.not_before,
                 parent=event.parent,
+                fork=event.fork,
+                copied=_copied(events[1:]) if event.fork else (),
             )
-            undone = events[-1]
+            undone = events[1] if len(events) > 1 else event
             if not isinstance(undone, UndoRequested):
                 return (start,)
-            undo = Undo(attempt=undone.attempt, reason=undone.reason)
+            undo = Undo(attempt=undone.attempt, reason=undone.reason, parent=undone.parent)
             return (start, msgspec.structs.replace(start, undo=undo))
         case UndoRequested():
-            return (Undo(attempt=event.attempt, reason=event.reason),)
+            return (Undo(attempt=event.attempt, reason=event.reason, parent=event.parent),)
         case UndoRefused():
-            return (Undo(attempt=event.attempt),)
+            return (Undo(attempt=event.attempt, parent=event.parent),)
+        case SagaForked(to=to, step=step, steps=steps, reason=reason, by=by):
+            return (HandOver(to=to, step=step, steps=steps, reason=reason, by=by),)
         case StepSucceeded(direction=direction):
             outcome: Outcome = Succeeded(output=event.output, undo=event.undo)
             reply = _reply(state, event.step, direction, event.attempt, outcome, event.execution)
@@ -301,6 +309,7 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
             return (Resolve(reason=event.reason, by=event.by),)
         case (
             StepTimedOut()
+            | StepCopied()
             | DeadlineExceeded()
             | StepDispatched()
             | StepExpanded()
@@ -314,6 +323,18 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
             return (Tick(),)
         case _:
             assert_never(event)
+
+
+def _copied(events: Sequence[Event]) -> tuple[StepExpanded | StepCopied, ...]:
+    """What a fork began with: a list that it has spread out itself comes after all copies."""
+    copied: list[StepExpanded | StepCopied] = []
+    for event in events:
+        if not isinstance(event, StepExpanded | StepCopied):
+            break
+        copied.append(event)
+    while copied and isinstance(copied[-1], StepExpanded):
+        copied.pop()
+    return tuple(copied)
 
 
 def _reply(

@@ -63,14 +63,15 @@ class SubSagas:
 
     def undo(self, request: UndoRequest) -> list[Asked]:
         """Undo a sub-saga, or see to it that it never begins: its start may come later."""
-        undo = Undo(attempt=request.attempt, reason=request.reason)
+        parent = request.start.parent
+        undo = Undo(attempt=request.attempt, reason=request.reason, parent=parent)
         asked = Asked(saga_id=request.saga_id, message=undo)
-        if request.start.parent is None or self._store.load([request.saga_id]):
+        if parent is None or self._store.load([request.saga_id]):
             return [asked]
         if request.began:
             text = f"The sub-saga {request.saga_id} is not in the store any more."
             failure = Failure(kind="SubSagaGone", message=text, retryable=False)
-            return [_answered(request.start.parent, undo, Failed(failure=failure))]
+            return [_answered(parent, undo, Failed(failure=failure))]
         # Whoever was faster with its start: the message above finds it.
         return [*self.start(request.start, undo), asked]
 

@@ -12,7 +12,14 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Event, HistoryFull, Recorded, SagaStuck, Trace
+from orchestrator.core.events import (
+    Event,
+    HistoryFull,
+    Recorded,
+    SagaForked,
+    SagaStuck,
+    Trace,
+)
 from orchestrator.core.state import SagaState, Status
 from orchestrator.ports import SagaRow
 from orchestrator.projection import Sent, project, start_span, sub_saga_span_id, sub_saga_trace_id
@@ -105,6 +112,8 @@ class SagaTracing:
                 names.SAGA_NAME: state.name,
                 names.SAGA_VERSION: state.version,
             }
+            if state.fork:
+                attributes[names.SAGA_FORKED_FROM] = state.fork.saga_id
             self._outlet.emit([start_span(state, row.started_at, self._clock(), attributes)])
 
     def published(self, commands: Iterable[str], begun_at: datetime, ended_at: datetime) -> None:
@@ -121,6 +130,8 @@ class SagaTracing:
         something went wrong: every failure has a trace, and one that got stuck and completed all
         the same has the whole of it.
         """
+        if any(isinstance(event, SagaForked) for event in events):
+            return False  # nothing of what it did is new
         if not (
             state.status.final
             or any(isinstance(event, SagaStuck | HistoryFull) for event in events)

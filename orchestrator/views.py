@@ -11,9 +11,11 @@ from orchestrator.core.events import (
     CancelRequested,
     CompensationRequested,
     Event,
+    ForkedFrom,
     HistoryFull,
     Recorded,
     RetryRequested,
+    SagaForked,
     SagaPaused,
     SagaResolved,
     SagaResumed,
@@ -21,6 +23,7 @@ from orchestrator.core.events import (
     SagaStuck,
     SignalReceived,
     StepAccepted,
+    StepCopied,
     StepDispatched,
     StepExpanded,
     StepFailed,
@@ -66,6 +69,8 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         progress: What the attempt in flight last said of how far it is.
         sub_saga: Id of the saga that its last attempt started; empty for other steps.
         alive_at: When it last said that it is alive.
+        copied_from: The saga that did it, from which this one was forked; empty for other steps.
+        heir: The fork to which its effect belongs by now; empty where that is this saga.
     """
 
     name: str
@@ -83,6 +88,8 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     progress: Any
     alive_at: datetime | None
     sub_saga: str
+    copied_from: str
+    heir: str
 
 
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +130,8 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
         next_timer: What happens next if nothing arrives.
         paused: Nothing new begins until an operator resumes it.
         parent: The step of another saga that it was started for.
+        fork: The saga that it was forked from, and where.
+        forks: Ids of the sagas that were forked from it.
     """
 
     saga_id: str
@@ -141,6 +150,8 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
     next_timer: TimerView | None
     paused: bool
     parent: Parent | None
+    fork: ForkedFrom | None
+    forks: tuple[str, ...]
     steps: tuple[StepView, ...]
     timeline: tuple[TimelineEntry, ...]
 
@@ -171,6 +182,8 @@ def saga_view(definition: Definition, row: SagaRow, history: Sequence[Recorded])
         next_timer=_next_timer(definition, row),
         paused=state.paused,
         parent=state.parent,
+        fork=state.fork,
+        forks=tuple(one.event.to for one in history if isinstance(one.event, SagaForked)),
         steps=_steps(definition, state),
         timeline=_timeline(history),
     )
@@ -217,6 +230,8 @@ def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
             progress=beat.progress if beat else None,
             alive_at=beat.at if beat else None,
             sub_saga=sub_saga_of(planned, state),
+            copied_from=step.origin.saga_id if step.origin else "",
+            heir=step.heir,
         )
         for planned in definition.steps
         for step, beat in [(state.step(planned.name), state.beats.get(planned.name))]
@@ -228,7 +243,7 @@ def sub_saga_of(planned: PlannedStep, state: SagaState) -> str:
     attempt = state.step(planned.name).attempt
     if not isinstance(planned.action, SubSaga) or not attempt:
         return ""
-    return sub_saga_id(state.saga_id, planned.name, attempt)
+    return sub_saga_id(state.done_by(planned.name), planned.name, attempt)
 
 
 def _next_timer(definition: Definition, row: SagaRow) -> TimerView | None:
@@ -297,9 +312,15 @@ def _timeline(history: Sequence[Recorded]) -> tuple[TimelineEntry, ...]:
 
 def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each event
     match event:
-        case SagaStarted(key=key, not_before=not_before):
+        case SagaStarted(key=key, not_before=not_before, fork=fork):
             said = [f"key {key}"] if key else []
-            return ", ".join([*said, *([f"begins at {not_before}"] if not_before else [])])
+            said += [f"begins at {not_before}"] if not_before else []
+            return ", ".join([*said, *([_forked_from(fork)] if fork else [])])
+        case StepCopied(origin=origin, success=success):
+            return f"{'done' if success else 'skipped'} by {origin.saga_id}"
+        case SagaForked(to=to, step=step, steps=steps, reason=reason, by=by):
+            taken = f", which undoes {', '.join(steps)} from now on" if steps else ""
+            return f"{_said_by(by, reason)}: {to} goes on from {step}{taken}"
         case StepAccepted(due_at=due_at):
             return f"completed from elsewhere, until {due_at:%Y-%m-%d %H:%M:%S}"
         case StepRecalled(reason=reason) | UndoRequested(reason=reason):
@@ -338,6 +359,10 @@ def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each eve
             return "an operator has to decide"
         case _:
             return ""
+
+
+def _forked_from(fork: ForkedFrom) -> str:
+    return f"forked from {fork.saga_id} at {fork.step}, {_said_by(fork.by, fork.reason)}"
 
 
 def _said_by(by: str, reason: str) -> str:

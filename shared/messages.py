@@ -87,6 +87,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         token: With it the attempt can be completed from elsewhere; empty for sagas that were
             started before there were tokens.
         baggage: What of the caller's baggage may travel.
+        origin_id: The saga whose effect a compensation undoes, where it is another one: the one
+            that this saga was forked from.
     """
 
     id: str
@@ -104,6 +106,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     tracestate: str = ""
     token: str = ""
     baggage: dict[str, str] = {}
+    origin_id: str = ""
 
     @property
     def is_event(self) -> bool:

@@ -59,6 +59,8 @@ SAGA_REPLY_TO: Final = "saga_reply_to"
 SAGA_DEADLINE: Final = "saga_deadline"
 SAGA_TOKEN: Final = "saga_token"  # noqa: S105 - the name of a header
 """With it the attempt can be completed from elsewhere: `saga.complete`."""
+SAGA_ORIGIN_ID: Final = "saga_origin_id"
+"""Of a compensation in a forked saga: the saga whose effect it undoes."""
 
 # Headers of the buses' messages ----------------------------------------------------------------
 

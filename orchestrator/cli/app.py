@@ -13,6 +13,7 @@ from orchestrator.cli.dev import dev
 from orchestrator.cli.dlq import make_dlq
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.explaining import explain
+from orchestrator.cli.fork import fork
 from orchestrator.cli.graph import graph
 from orchestrator.cli.logs import logs
 from orchestrator.cli.look import trace
@@ -43,6 +44,7 @@ def make_app() -> typer.Typer:
     app.command("explain")(explain)
     add_answers(app)
     add_operators(app)
+    app.command("fork")(fork)
     app.command("trace")(trace)
     app.command("logs")(logs)
     app.add_typer(make_definitions(markup), name="definitions")

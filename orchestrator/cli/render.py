@@ -59,9 +59,10 @@ def status_piece(status: Status) -> Piece:
     return Piece(status.value, STATUS_STYLES[status])
 
 
-def phase_piece(phase: Phase) -> Piece:
-    """Where a step stands, in its colour."""
-    return Piece(phase.value.replace("_", " "), PHASE_STYLES[phase])
+def phase_piece(phase: Phase, *, copied: bool = False) -> Piece:
+    """Where a step stands, in its colour; and whether it was done by the saga of which it is a fork."""
+    words = phase.value.replace("_", " ")
+    return Piece(f"{words} (copied)" if copied else words, PHASE_STYLES[phase])
 
 
 def event_piece(event: str, direction: str | None) -> Piece:
@@ -114,6 +115,10 @@ def _facts(view: SagaView, now: datetime) -> Iterator[tuple[str, Line]]:
     yield "trace", line(view.trace_id)
     if view.key is not None:
         yield "key", line(one_line(view.key))
+    if view.fork is not None:
+        yield "fork of", line(f"{view.fork.saga_id}, from step {view.fork.step}")
+    for heir in view.forks:
+        yield "forked", line(f"as {heir}")
     yield "started", line(f"{moment(view.started_at, now)} ({away(view.started_at, now)})")
     if view.deadline_at is not None and view.outcome is None:
         yield "deadline", line(f"{moment(view.deadline_at, now)} ({away(view.deadline_at, now)})")
@@ -133,7 +138,7 @@ def steps_table(steps: Sequence[StepView]) -> Table:
         [
             (
                 Piece(step.name),
-                phase_piece(step.phase),
+                phase_piece(step.phase, copied=bool(step.copied_from)),
                 Piece(_count(step.attempts)),
                 Piece(_count(step.undo_attempts)),
                 Piece(step.queue),

@@ -16,6 +16,7 @@ from shared.errors import UnavailableError
 if TYPE_CHECKING:
     from orchestrator.client import Client
     from orchestrator.engine import Started
+    from orchestrator.forks import Forked
     from orchestrator.views import SagaView
 
 STILL_RUNNING: Final = 5
@@ -64,9 +65,9 @@ def start(
     with session.acting() as client:
         started = _started(client, name, value, key, not_before)
         if not wait:
-            _tell(client, started, as_json=as_json)
+            _tell(started, as_json=as_json)
             return
-        code = _wait(client, started, timeout, as_json=as_json)
+        code = wait_for(client, started, timeout, described(started), as_json=as_json)
     raise typer.Exit(code)
 
 
@@ -96,20 +97,30 @@ def _started(
         baggage=baggage_from_environment(),
         not_before=not_before,
     )
+    note_unpublished(started)
+    return started
+
+
+def note_unpublished(started: "Started | Forked") -> None:
+    """Say so where the first step of a new saga has to wait for the broker."""
     if not started.published:
         output.note(
             f"The broker cannot be reached. Saga {started.row.saga_id} is stored; "
             "an orchestrator sends its first step as soon as the broker is back."
         )
-    return started
 
 
-def _tell(client: "Client", started: "Started", *, as_json: bool) -> None:
+def _tell(started: "Started", *, as_json: bool) -> None:
     if as_json:
-        output.show_json(_described(started))
+        output.show_json(described(started))
         return
+    status = started.row.state.status
+    tell(started, "started" if started.created else f"its key has started it before: {status}")
+
+
+def tell(started: "Started | Forked", what: str) -> None:
+    """Name a new saga and its trace."""
     state = started.row.state
-    what = "started" if started.created else f"its key has started it before: {state.status}"
     output.show(
         [
             output.line(
@@ -121,7 +132,8 @@ def _tell(client: "Client", started: "Started", *, as_json: bool) -> None:
     )
 
 
-def _described(started: "Started") -> dict[str, Any]:
+def described(started: "Started | Forked") -> dict[str, Any]:
+    """A new saga for programs."""
     state = started.row.state
     return {
         "saga_id": state.saga_id,
@@ -135,8 +147,26 @@ def _described(started: "Started") -> dict[str, Any]:
     }
 
 
-def _wait(client: "Client", started: "Started", timeout: float | None, *, as_json: bool) -> int:
-    """Wait and tell how it went; returns the exit code."""
+def wait_for(
+    client: "Client",
+    started: "Started | Forked",
+    timeout: float | None,
+    said: dict[str, Any],
+    *,
+    as_json: bool,
+) -> int:
+    """Wait for a new saga and tell how it went.
+
+    Args:
+        client: Asks.
+        started: The saga.
+        timeout: Longest wait in seconds; None waits without end.
+        said: What JSON says of it beside its outcome.
+        as_json: Print JSON.
+
+    Returns:
+        The exit code.
+    """
     saga_id = started.row.saga_id
     live = output.is_terminal() and not as_json
     interrupted = False
@@ -147,7 +177,7 @@ def _wait(client: "Client", started: "Started", timeout: float | None, *, as_jso
     view = client.view(saga_id)
     if as_json:
         ended = {"outcome": view.outcome, "error": view.error, "duration_ms": view.duration_ms}
-        output.show_json({**_described(started), "status": view.status, **ended})
+        output.show_json({**said, "status": view.status, **ended})
     else:
         output.show(_result(view))
     if view.outcome is not None:

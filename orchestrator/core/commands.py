@@ -99,6 +99,7 @@ def _command(
     token: str = "",
 ) -> Command:
     identity = command_id(state.saga_id, event.step, event.direction, event.attempt)
+    origin = state.step(event.step).origin
     return Command(
         id=identity,
         saga_id=state.saga_id,
@@ -115,6 +116,7 @@ def _command(
         tracestate=state.trace.tracestate,
         baggage=dict(state.trace.baggage),
         token=token,
+        origin_id=origin.saga_id if origin else "",
     )
 
 
@@ -149,7 +151,7 @@ def _start_request(
     return StartRequest(
         name=work.name,
         input=payload_of(planned, state),
-        saga_id=sub_saga_id(state.saga_id, planned.name, attempt),
+        saga_id=sub_saga_id(state.done_by(planned.name), planned.name, attempt),
         traceparent=traceparent if same else None,
         tracestate=state.trace.tracestate if same else "",
         baggage=dict(state.trace.baggage),

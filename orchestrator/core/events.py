@@ -23,7 +23,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         sampled: The sampling decision, made once.
         tracestate: W3C trace state of the caller, passed on.
         link: ``traceparent`` of the step of another saga that this one was started for, where it
-            has a trace of its own.
+            has a trace of its own; or of the saga that it was forked from.
         baggage: What of the caller's baggage may travel; every step gets it.
     """
 
@@ -40,6 +40,20 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"00-{self.trace_id}-{span_id}-{'01' if self.sampled else '00'}"
 
 
+class ForkedFrom(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a forked saga comes from.
+
+    Attributes:
+        saga_id: The saga that it goes on from in another way.
+        step: From this step on everything is done anew.
+    """
+
+    saga_id: str
+    step: str
+    reason: str = ""
+    by: str = ""
+
+
 class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started"):
     """The input was valid and the saga exists.
 
@@ -47,6 +61,7 @@ class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started")
         secret: Makes the tokens with which its steps are completed from elsewhere.
         not_before: When its first step begins, if not at once.
         parent: The step of another saga that it was started for.
+        fork: What it was forked from, if it was.
     """
 
     saga_id: str
@@ -59,6 +74,54 @@ class SagaStarted(msgspec.Struct, frozen=True, kw_only=True, tag="saga_started")
     secret: str = ""
     not_before: datetime | None = None
     parent: Parent | None = None
+    fork: ForkedFrom | None = None
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Who has done a step that was copied.
+
+    Attributes:
+        saga_id: The saga under whose id the participant knows the effect.
+        link: ``traceparent`` of the step's span.
+    """
+
+    saga_id: str
+    link: str
+
+
+class StepCopied(msgspec.Struct, frozen=True, kw_only=True, tag="step_copied"):
+    """The step had been done in the saga that this one was forked from, and counts as done.
+
+    Attributes:
+        attempt: Attempts that it took there.
+        success: The attempt that succeeded; 0 for a step that was skipped.
+        payload: What it was called with, for its compensation; None where nothing was called.
+    """
+
+    step: str
+    origin: Origin
+    attempt: int = 0
+    success: int = 0
+    output: Any = None
+    undo: Any = None
+    payload: dict[str, Any] | None = None
+    by_hand: bool = False
+
+
+class SagaForked(msgspec.Struct, frozen=True, kw_only=True, tag="saga_forked"):
+    """Another saga goes on from a step of this one, which has ended.
+
+    Attributes:
+        to: The other saga.
+        step: From this step on it does everything anew.
+        steps: Whose effects belong to it from here on.
+    """
+
+    to: str
+    step: str
+    steps: tuple[str, ...] = ()
+    reason: str = ""
+    by: str = ""
 
 
 class StepDispatched(msgspec.Struct, frozen=True, kw_only=True, tag="step_dispatched"):
@@ -98,17 +161,20 @@ class UndoRequested(msgspec.Struct, frozen=True, kw_only=True, tag="undo_request
     Attributes:
         attempt: Attempt of the parent's undo, which is answered when it is done; 0 while the
             parent still waits for the end of this saga, which is the answer.
+        parent: Whom to answer, where the step belongs to a fork of the parent by now.
     """
 
     attempt: int = 0
     reason: str = ""
+    parent: Parent | None = None
 
 
 class UndoRefused(msgspec.Struct, frozen=True, kw_only=True, tag="undo_refused"):
-    """The parent wants this saga undone, which is past its pivot."""
+    """The parent wants this saga undone, which is past its pivot; `parent` as there."""
 
     attempt: int
     reason: str
+    parent: Parent | None = None
 
 
 class StepExpanded(msgspec.Struct, frozen=True, kw_only=True, tag="step_expanded"):
@@ -265,6 +331,7 @@ class SagaCompensated(msgspec.Struct, frozen=True, kw_only=True, tag="saga_compe
 
 Event = (
     SagaStarted
+    | StepCopied
     | StepDispatched
     | StepAccepted
     | StepRecalled
@@ -289,6 +356,7 @@ Event = (
     | SagaResolved
     | SagaCompleted
     | SagaCompensated
+    | SagaForked
 )
 
 
@@ -304,7 +372,7 @@ def about(event: Event) -> tuple[str, Direction, int | None] | None:
             return event.step, event.direction, event.attempt
         case StepRejected() | StepRecalled():
             return event.step, "action", event.attempt
-        case StepExpanded():
+        case StepExpanded() | StepCopied():
             return event.step, "action", None
         case SagaStuck() | RetryRequested() | StepSkipped():
             return event.step, event.direction, None

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.events import Trace
+from orchestrator.core.events import ForkedFrom, StepCopied, StepExpanded, Trace
 from shared.ids import Direction
 from shared.messages import Parent, Reply
 
@@ -15,6 +15,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         undo: Its parent wants it undone before it has begun: it never does anything.
+        fork: What it is forked from, if it is.
+        copied: What had been done there and counts as done.
     """
 
     saga_id: str
@@ -25,13 +27,36 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     not_before: datetime | None = None
     parent: Parent | None = None
     undo: "Undo | None" = None
+    fork: ForkedFrom | None = None
+    copied: tuple[StepExpanded | StepCopied, ...] = ()
 
 
 class Undo(msgspec.Struct, frozen=True, kw_only=True):
-    """The parent wants this saga undone; with attempt 0 it still waits for how this saga ends."""
+    """The parent wants this saga undone; with attempt 0 it still waits for how this saga ends.
+
+    Attributes:
+        parent: Who is answered; a fork of the parent asks with another one than it started with.
+    """
 
     attempt: int = 0
     reason: str = ""
+    parent: Parent | None = None
+
+
+class HandOver(msgspec.Struct, frozen=True, kw_only=True):
+    """Another saga is forked from this one, and takes the effects of some steps over.
+
+    Attributes:
+        to: The other saga.
+        step: From this step on it does everything anew.
+        steps: Whose effects are its own from here on.
+    """
+
+    to: str
+    step: str
+    steps: tuple[str, ...] = ()
+    reason: str = ""
+    by: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -133,4 +158,6 @@ class CompensateNow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Operator = Pause | Resume | RetryNow | Skip | Resolve | CompensateNow
-Message = Start | Undo | Reply | Complete | Heartbeat | Signal | Tick | Cancel | Operator
+Message = (
+    Start | Undo | HandOver | Reply | Complete | Heartbeat | Signal | Tick | Cancel | Operator
+)

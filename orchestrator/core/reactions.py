@@ -15,6 +15,7 @@ from orchestrator.core.events import (
     CancelRequested,
     DeadlineExceeded,
     Event,
+    SagaForked,
     SagaStarted,
     SignalReceived,
     StepAccepted,
@@ -28,6 +29,7 @@ from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
     Complete,
+    HandOver,
     Heartbeat,
     Message,
     Pause,
@@ -57,12 +59,15 @@ def react(  # noqa: C901, PLR0912 - one case for each message
         case Start():
             if state is None:
                 yield _started(definition, message, now)
+                yield from message.copied
                 if message.undo:
                     undo = message.undo
                     yield UndoRequested(attempt=undo.attempt, reason=undo.reason)
         case Undo():
             if state is not None:
                 yield from sub_sagas.undo_asked(definition, state, message)
+        case HandOver(to=to, step=step, steps=steps, reason=reason, by=by):
+            yield SagaForked(to=to, step=step, steps=steps, reason=reason, by=by)
         case _ if state is None or state.status.final:
             return
         case Reply(direction="action"):
@@ -100,6 +105,7 @@ def _started(definition: Definition, start: Start, now: datetime) -> SagaStarted
         secret=start.secret,
         not_before=start.not_before if begins_at > now else None,
         parent=start.parent,
+        fork=start.fork,
     )
 
 

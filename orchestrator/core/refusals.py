@@ -4,10 +4,12 @@ from typing import assert_never
 
 from orchestrator.core import operators
 from orchestrator.core.definition import Definition, WaitFor
+from orchestrator.core.forking import fork_refusal
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
     Complete,
+    HandOver,
     Heartbeat,
     Message,
     Pause,
@@ -27,7 +29,9 @@ from shared.messages import Reply
 from shared.tokens import is_proof, proof_of
 
 
-def why_not(definition: Definition, state: SagaState | None, message: Message) -> str:
+def why_not(  # noqa: C901, PLR0912 - one case for each message
+    definition: Definition, state: SagaState | None, message: Message
+) -> str:
     """Why a message cannot be acted on, in one sentence; empty when it can."""
     definition = plan_of(definition, state)
     match message:
@@ -35,6 +39,8 @@ def why_not(definition: Definition, state: SagaState | None, message: Message) -
             return ""
         case _ if state is None:
             return "There is no such saga."
+        case HandOver(steps=steps):
+            return fork_refusal(state, steps)
         case Reply() | Heartbeat():
             return _never_sent(definition, state, message)
         case Complete(reply=reply, proof=proof):

@@ -21,10 +21,13 @@ from orchestrator.core.events import (
     CompensationStarted,
     DeadlineExceeded,
     Event,
+    ForkedFrom,
     HistoryFull,
+    Origin,
     RetryRequested,
     SagaCompensated,
     SagaCompleted,
+    SagaForked,
     SagaPaused,
     SagaResolved,
     SagaResumed,
@@ -32,6 +35,7 @@ from orchestrator.core.events import (
     SagaStuck,
     SignalReceived,
     StepAccepted,
+    StepCopied,
     StepDispatched,
     StepExpanded,
     StepFailed,
@@ -120,6 +124,8 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         recalled: The sub-saga of the attempt in flight has been called back.
         accepted: The attempt in flight has been taken on, and is completed from elsewhere.
         by_hand: An operator said that it, or its undo, counts as done, or that it never happened.
+        origin: Who has done it, where that is another saga, from which this one was forked.
+        heir: The fork of this saga to which its effect belongs by now.
     """
 
     phase: Phase = Phase.PENDING
@@ -135,6 +141,8 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     by_hand: bool = False
     accepted: bool = False
     recalled: bool = False
+    origin: Origin | None = None
+    heir: str = ""
 
 
 PENDING = StepState()
@@ -166,6 +174,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         not_before: When its first step begins, if not at once.
         signals: Data of the signals that have come, by name.
         parent: The step of another saga that it was started for.
+        fork: What it was forked from, if it was.
         undo_attempt: Last attempt of the parent's undo that has come, 0 for a call back; None while
             the parent wants it done.
         items: Lengths of the lists that are known, by step.
@@ -191,6 +200,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_before: datetime | None = None
     signals: dict[str, Any] = {}
     parent: Parent | None = None
+    fork: ForkedFrom | None = None
     undo_attempt: int | None = None
     items: dict[str, int] = {}
     beats: dict[str, Beat] = {}
@@ -198,6 +208,11 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
         return self.steps.get(name, PENDING)
+
+    def done_by(self, name: str) -> str:
+        """Id of the saga that does a step: of this one, but for a step that was copied."""
+        origin = self.step(name).origin
+        return origin.saga_id if origin else self.saga_id
 
 
 def fold(history: Iterable[Event]) -> SagaState | None:
@@ -227,10 +242,13 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             secret=event.secret,
             not_before=event.not_before,
             parent=event.parent,
+            fork=event.fork,
         )
     match event:
         case SagaStarted():
             raise ValueError(f"saga {state.saga_id} starts twice in its history")
+        case StepCopied():
+            return _copy(state, event)
         case StepDispatched(direction="action"):
             return _with_step(
                 state, event.step, phase=Phase.RUNNING, attempt=event.attempt, due_at=event.due_at
@@ -247,10 +265,10 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             return _with_step(state, name, accepted=True, due_at=due_at)
         case StepRecalled(step=name):
             return _with_step(state, name, recalled=True, due_at=None)
-        case UndoRequested(attempt=attempt, reason=reason):
-            return _undo(state, attempt, reason)
-        case UndoRefused(attempt=attempt):
-            return _replace(state, undo_attempt=attempt)
+        case UndoRequested(attempt=attempt, reason=reason, parent=parent):
+            return _undo(_replace(state, parent=parent or state.parent), attempt, reason)
+        case UndoRefused(attempt=attempt, parent=parent):
+            return _replace(state, undo_attempt=attempt, parent=parent or state.parent)
         case StepExpanded(step=name, items=items):
             return _replace(state, items={**state.items, name: items})
         case SignalReceived(name=name, data=data):
@@ -292,8 +310,26 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             return _replace(state, status=Status.COMPLETED)
         case SagaCompensated():
             return _replace(state, status=Status.COMPENSATED)
+        case SagaForked(to=to, steps=names):
+            left = {name: _replace(state.step(name), heir=to) for name in names}
+            return _replace(state, steps={**state.steps, **left})
         case _:
             assert_never(event)
+
+
+def _copy(state: SagaState, event: StepCopied) -> SagaState:
+    return _with_step(
+        state,
+        event.step,
+        phase=Phase.SUCCEEDED if event.success else Phase.SKIPPED,
+        attempt=event.attempt,
+        success=event.success,
+        output=event.output,
+        undo=event.undo,
+        payload=event.payload,
+        by_hand=event.by_hand,
+        origin=event.origin,
+    )
 
 
 def _after_success(state: SagaState, event: StepSucceeded) -> SagaState:

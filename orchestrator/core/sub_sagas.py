@@ -7,6 +7,7 @@ from orchestrator.core.events import Event, StepRecalled, UndoRefused, UndoReque
 from orchestrator.core.messages import Undo
 from orchestrator.core.state import SagaState, StepState
 from orchestrator.core.terms import irrevocable
+from shared.messages import Parent
 
 
 def recalled(name: str, step: StepState, reason: str) -> StepRecalled:
@@ -24,6 +25,12 @@ def undo_asked(definition: Definition, state: SagaState, undo: Undo) -> Iterator
     if irrevocable(definition, state):
         pivot = definition.pivot.name if definition.pivot else ""
         reason = f"The sub-saga {state.saga_id} is past its pivot {pivot!r}: it cannot be undone."
-        yield UndoRefused(attempt=undo.attempt, reason=reason)
+        yield UndoRefused(attempt=undo.attempt, reason=reason, parent=_fork(state, undo))
     else:
-        yield UndoRequested(attempt=undo.attempt, reason=undo.reason)
+        yield UndoRequested(attempt=undo.attempt, reason=undo.reason, parent=_fork(state, undo))
+
+
+def _fork(state: SagaState, undo: Undo) -> Parent | None:
+    """Who asks, where it is another saga than the one that is answered: a fork of that one."""
+    other = undo.parent and state.parent and undo.parent.saga_id != state.parent.saga_id
+    return undo.parent if other else None

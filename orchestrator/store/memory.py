@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
-from orchestrator.core.state import ACTIVE, Status
+from orchestrator.core.state import ACTIVE, SagaState, Status
 from orchestrator.ports import (
     NOTHING_TRACED,
     Change,
@@ -92,11 +92,14 @@ class MemoryStore(Store):
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
+        together: bool = False,
     ) -> frozenset[str]:
         with self._lock:
             if self._before_commit:
                 self._before_commit()
             prepared = [(change, _prepared(change)) for change in changes]
+            if together and not all(self._fits(change) for change in changes):
+                return frozenset(change.row.saga_id for change in changes)
             for saga_id, due_at in traced.items():
                 saga = self._sagas.get(saga_id)
                 if saga and saga.row.trace_due_at == due_at:
@@ -303,21 +306,32 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Nothing is held."""
 
-    def _apply(self, change: Change, after: _Saga) -> bool:
-        """Apply one change; False if someone else has changed the saga."""
+    def _fits(self, change: Change) -> bool:
+        """Whether nobody else has changed the saga, or taken its business key."""
         row, state = change.row, change.row.state
         before = self._sagas.get(row.saga_id)
         if change.expected_sequence != (before.row.sequence if before else 0):
             return False
-        identity = state.name, state.key
-        if state.key is not None and self._keys.setdefault(identity, row.saga_id) != row.saga_id:
+        return state.key is None or self._keys.get(_identity(state), row.saga_id) == row.saga_id
+
+    def _apply(self, change: Change, after: _Saga) -> bool:
+        """Apply one change; False if someone else has changed the saga."""
+        row, state = change.row, change.row.state
+        before = self._sagas.get(row.saga_id)
+        if not self._fits(change):
             return False
+        if state.key is not None:
+            self._keys[_identity(state)] = row.saga_id
         if before:
             after.history = [*before.history, *after.history]
         self._sagas[row.saga_id] = after
         for command_id, command in after.commands.items():
             self._outbox[command_id] = _Unpublished(row.updated_at, command, row.updated_at)
         return True
+
+
+def _identity(state: SagaState) -> tuple[str, str | None]:
+    return state.name, state.key
 
 
 def _prepared(change: Change) -> _Saga:

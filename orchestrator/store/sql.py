@@ -230,11 +230,30 @@ class SqlStore(Store):
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
+        together: bool = False,
     ) -> frozenset[str]:
         for change in changes:
             if not change.expected_sequence:
                 rows.require_storable(change.row.saga_id, "The saga id")
                 rows.require_storable(change.row.state.key, "The business key")
+        try:
+            won = self._commit(changes, published, dead_letters, traced, together=together)
+        except _ApartError:
+            won = []
+        return frozenset(change.row.saga_id for change in changes) - {
+            change.row.saga_id for change in won
+        }
+
+    def _commit(
+        self,
+        changes: Sequence[Change],
+        published: Collection[str],
+        dead_letters: Sequence[DeadLetter],
+        traced: Mapping[str, datetime],
+        *,
+        together: bool,
+    ) -> list[Change]:
+        """Commit; returns the changes that nobody else was faster with."""
         known = {change.row.saga_id for change in changes if change.expected_sequence}
         # By key: two batches that begin the same sagas must not wait for each other in a circle.
         new = sorted((change for change in changes if not change.expected_sequence), key=_identity)
@@ -253,13 +272,13 @@ class SqlStore(Store):
                     and current.get(change.row.saga_id) == change.expected_sequence
                 )
             ]
+            if together and len(won) < len(changes):
+                raise _ApartError
             if won or published:
                 self._hot.write(connection, won, published)
             if dead_letters:
                 self._hot.put_aside(connection, dead_letters)
-        return frozenset(change.row.saga_id for change in changes) - {
-            change.row.saga_id for change in won
-        }
+        return won
 
     # Retention -------------------------------------------------------------------------------
 
@@ -417,6 +436,10 @@ def _picked(query: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
     # Picked once: a bare subquery with a limit may be run again for each row.
     picked = query.with_for_update(skip_locked=True).cte("picked")
     return sa.select(picked.c.id)
+
+
+class _ApartError(Exception):
+    """Somebody else was faster with one of the changes that belong together: roll back."""
 
 
 def _identity(change: Change) -> tuple[str, str, str]:

@@ -45,6 +45,8 @@ def headers_of(command: Command, origin: str) -> dict[str, Any]:
     }
     if command.token:
         headers[names.SAGA_TOKEN] = command.token
+    if command.origin_id:
+        headers[names.SAGA_ORIGIN_ID] = command.origin_id
     propagation.inject(headers, command.traceparent, command.tracestate, command.baggage)
     return headers
 

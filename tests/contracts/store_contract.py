@@ -19,10 +19,12 @@ from orchestrator.core.events import (
     DeadlineExceeded,
     Event,
     HistoryFull,
+    Origin,
     Recorded,
     RetryRequested,
     SagaCompensated,
     SagaCompleted,
+    SagaForked,
     SagaPaused,
     SagaResolved,
     SagaResumed,
@@ -30,6 +32,7 @@ from orchestrator.core.events import (
     SagaStuck,
     SignalReceived,
     StepAccepted,
+    StepCopied,
     StepDispatched,
     StepExpanded,
     StepFailed,
@@ -117,6 +120,17 @@ EVENTS: tuple[Event, ...] = (
     SagaStuck(step="a", direction="compensation"),
     StepAccepted(step="a", direction="action", attempt=1, due_at=T0, execution=EXECUTION),
     StepExpanded(step="a", items=3),
+    StepCopied(
+        step="b",
+        origin=Origin(saga_id="old", link="00-1-2-01"),
+        attempt=2,
+        success=1,
+        output={"text": TEXT},
+        undo=[1],
+        payload={"a": TEXT},
+        by_hand=True,
+    ),
+    SagaForked(to="new", step="c", steps=("a", "b"), reason=TEXT, by="me"),
     StepRecalled(step="a", attempt=1, reason=TEXT),
     UndoRequested(attempt=1, reason=TEXT),
     UndoRefused(attempt=2, reason=TEXT),
@@ -352,6 +366,27 @@ class StoreContract:
         assert len(store.history(["s"])["s"]) == 1
         late = msgspec.structs.replace(told, expected_sequence=2)
         assert store.commit([late]) == {"s"}
+
+    @pytest.mark.parametrize("lost", ["sequence", "id", "key"])
+    def test_what_belongs_together_commits_whole_or_not_at_all(
+        self, store: Store, lost: str
+    ) -> None:
+        """Whichever of the sagas somebody else was faster with."""
+        put(store, row("old"), row("taken", key="k"))
+        store.commit([], dead_letters=[letter("earlier")])
+        new = {"id": row("taken"), "key": row("new", key="k")}.get(lost, row("new"))
+        old = row("old", 3 if lost == "sequence" else 2)
+        changes = [change(old, commands=[command("old")]), change(new, commands=[command("new")])]
+        ids = {one.row.saga_id for one in changes}
+        before = store.load(["old", "taken"]), store.history(["old", "taken"])
+        assert ids == store.commit(changes, dead_letters=[letter("x")], together=True)
+        assert before == (store.load(["old", "taken", "new"]), store.history(["old", "taken"]))
+        assert (store.outbox_size(), len(store.dead_letters())) == (0, 1)
+        put_right = [change(row("old", 2)), change(row("new", key="other"))]
+        assert frozenset() == store.commit(put_right, together=True)
+        assert {"old": 2, "new": 1} == {
+            saga_id: one.sequence for saga_id, one in store.load(["old", "new"]).items()
+        }
 
     def test_an_id_that_exists_is_a_conflict(self, store: Store) -> None:
         """A second start with the same id changes nothing."""

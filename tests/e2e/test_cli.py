@@ -12,8 +12,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from shared.settings import Settings
 from tests.e2e.saga_dev import SAGA, Dev, environment
 from tests.waiting import wait_until
+from workers.examples import ledger
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
@@ -286,6 +288,43 @@ def test_operators_act_on_one_saga_and_on_all_that_fit(dev: Dev) -> None:
     for saga_id in ids:
         wait_until(partial(lambda it: dev.status(it) == "compensated", saga_id), timeout=20)
     assert "refunded by hand" in dev.saga("show", ids[0]).out
+
+
+def test_a_saga_that_has_ended_is_forked_and_the_fork_undone_whole(dev: Dev) -> None:
+    """What was charged for the old order is refunded by the fork, once, and by nobody else."""
+    order = dev.order("--wait").json["saga_id"]
+    at = (
+        order,
+        "--from-step",
+        "arrange-shipping",
+        "--input",
+        '{"order_id": "2", "region": "moon"}',
+    )
+    looked = dev.saga("fork", *at, "--dry-run")
+    assert "would be copied" in looked.out
+    assert "arrange-shipping, confirm-order" in looked.err
+    done = dev.saga("fork", *at, "--reason", "another address", "--wait", "--json")
+    assert (done.code, done.json["status"]) == (3, "compensated"), done.err
+    fork = done.json["saga_id"]
+    assert (
+        done.json["copied"] == ["reserve-inventory", "charge-payment"] == done.json["taken_over"]
+    )
+    using = Settings(home=dev.home)
+    booked = {(one.step, one.direction) for one in ledger.effects(order, using=using)}
+    both = {"action", "compensation"}
+    assert {(one, direction) for one in done.json["copied"] for direction in both} <= booked
+    assert ("arrange-shipping", "compensation") not in booked
+    assert ledger.effects(fork, using=using) == []
+    assert ledger.audit(using=using) == []
+    again = dev.saga("fork", *at[:3], "--json")
+    assert (again.code, again.error["type"]) == (2, "NotAllowed")
+    assert f"belongs to an earlier fork, {fork}" in again.error["message"]
+    shown = dev.saga("show", fork).out
+    assert f"fork of  {order}, from step arrange-shipping" in shown
+    assert "undone (copied)" in shown
+    assert f"forked   as {fork}" in dev.saga("show", order).out
+    assert dev.saga("replay", fork).code == 0
+    assert "undone, copied" in dev.saga("graph", fork).out
 
 
 def travel(dev: Dev, **given: Any) -> str:

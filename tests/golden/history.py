@@ -14,6 +14,7 @@ from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
     Complete,
+    HandOver,
     Heartbeat,
     Message,
     Pause,
@@ -47,6 +48,7 @@ _KINDS: dict[str, type[Message]] = {
     "heartbeat": Heartbeat,
     "signal": Signal,
     "undo": Undo,
+    "hand_over": HandOver,
 }
 
 

@@ -25,13 +25,14 @@ from orchestrator.core.definition import (
     SubSaga,
     WaitFor,
 )
-from orchestrator.core.events import Trace
+from orchestrator.core.events import ForkedFrom, Origin, StepCopied, Trace
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import NO_LIMITS, decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
     Complete,
+    HandOver,
     Heartbeat,
     Message,
     Pause,
@@ -559,6 +560,55 @@ def scenarios() -> dict[str, tuple[str, tuple[Told, ...]]]:
     }
 
 
+def forked() -> dict[str, tuple[Definition, str, tuple[Told, ...]]]:
+    """Histories of a saga that was forked, of its fork, and of a sub-saga that both had."""
+    old = "0199c8a0-0000-7000-8000-00000000abcd"
+    origin = Origin(saga_id=old, link="00-0af7651916cd43dd8448eb211c80319d-00f067aa0ba902b7-01")
+    room = {"room": {"id": "r-1"}}
+    copied = (
+        StepCopied(step="flight", origin=origin, attempt=2, success=1, output={"id": "f-1"}),
+        StepCopied(step="hotel", origin=origin, attempt=1, success=1, output=room, payload={}),
+    )
+    fork = ForkedFrom(saga_id=old, step="car", reason="another car", by="ada")
+    start = msgspec.structs.replace(START, key=None, fork=fork, copied=copied)
+    over = HandOver(to="the-fork", step="ship", steps=("reserve", "charge"), by="ada")
+    parent = Parent(saga_id=old, step="hotel", attempt=1)
+    other = Parent(saga_id="the-fork", step="hotel", attempt=1)
+    below = Told(msgspec.structs.replace(START, key=None, parent=parent), 0)
+    undo = Told(Undo(attempt=1, reason="the trip is off", parent=other))
+    gone = Failed(failure=FOR_GOOD)
+    return {
+        "forked": (
+            TRIP,
+            "A fork goes on from its third step, fails, and undoes what it had copied.",
+            (Told(start, 0), said("car", gone), undone("car"), undone("hotel"), undone("flight")),
+        ),
+        "handed-over": (
+            ORDER,
+            "A saga has ended, and a fork takes effects of it over; a second one cannot.",
+            (
+                Told(START, 0),
+                *(
+                    done(step)
+                    for step in ("reserve", "charge", "score", "confirm", "mail", "ship")
+                ),
+                Told(over),
+                Told(over),
+            ),
+        ),
+        "undone-for-a-fork": (
+            LINE,
+            "A sub-saga is undone by a fork of the saga that it was started for.",
+            (below, done("reserve"), undo, undone("reserve")),
+        ),
+        "refused-to-a-fork": (
+            ORDER,
+            "A sub-saga is past its pivot, and says so to the fork that asks.",
+            (below, *(done(step) for step in ("reserve", "charge", "score", "confirm")), undo),
+        ),
+    }
+
+
 def every_history() -> dict[str, GoldenHistory]:
     """All of them, by name, as the machine of today makes them."""
     ordered = {
@@ -567,7 +617,7 @@ def every_history() -> dict[str, GoldenHistory]:
     }
     patient = {name: recorded(PATIENT, about, told) for name, (about, told) in waits().items()}
     listed = {name: recorded(BOXES, about, told) for name, (about, told) in lists().items()}
-    linked = {name: recorded(*story) for name, story in nested().items()}
+    linked = {name: recorded(*story) for name, story in {**nested(), **forked()}.items()}
     few = Limits(events_max=5)
     about = "The history is as long as it may be; resumed under the same limit it is stuck again."
     told = (Told(START, 0), done("reserve"), said("charge", Failed(failure=BROKEN)), DUE)

@@ -31,9 +31,11 @@ class PublishesFirst(SimulatedEngine):
         super().__init__(**parts)
         commit = self._loop._commit
 
-        def publish_first(batch: Batch, letters: Sequence[DeadLetter]) -> frozenset[str]:
+        def publish_first(
+            batch: Batch, letters: Sequence[DeadLetter], *, together: bool = False
+        ) -> frozenset[str]:
             self._outbox.publish([it for one in batch.changes() for it in one.commands])
-            return commit(batch, letters)
+            return commit(batch, letters, together=together)
 
         self._loop._commit = publish_first  # type: ignore[method-assign]
 
@@ -84,12 +86,14 @@ class PlantedStore(SimulatedStore):
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
+        together: bool = False,
     ) -> frozenset[str]:
         return super().commit(
             [self.spoilt(change) for change in changes],
             published=published,
             dead_letters=dead_letters,
             traced=traced,
+            together=together,
         )
 
     def spoilt(self, change: Change) -> Change:

@@ -259,6 +259,7 @@ class SimulatedStore(MemoryStore):
         published: Collection[str] = (),
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
+        together: bool = False,
     ) -> frozenset[str]:
         world = self._world
         world.io("commit")
@@ -266,7 +267,11 @@ class SimulatedStore(MemoryStore):
             world.note("the store breaks, nothing is committed")
             raise UnavailableError("The simulated store is away.")
         conflicts = super().commit(
-            changes, published=published, dead_letters=dead_letters, traced=traced
+            changes,
+            published=published,
+            dead_letters=dead_letters,
+            traced=traced,
+            together=together,
         )
         self._next_due = None
         for change in changes:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -135,6 +136,18 @@ def test_compensation_of_a_success_runs_once_with_its_undo_data(barrier: Barrier
     second = barrier.run(command("compensation", attempt=2), untouchable)
     assert given == [{"id": 7}]
     assert Verdict(first.outcome, "duplicate") == second
+    assert booked(barrier) == ["charge", "refund"]
+
+
+def test_compensation_in_a_fork_finds_the_effect_of_the_saga_that_did_it(barrier: Barrier) -> None:
+    """Once for both of them, and a late copy of the action finds it undone."""
+    barrier.run(command(saga_id="old"), booking("charge", {"id": 7}))
+    fork = msgspec.structs.replace(command("compensation", saga_id="fork"), origin_id="old")
+    assert fork.idempotency_key == "old:pay:compensation"
+    first = barrier.run(fork, booking("refund"))
+    second = barrier.run(command("compensation", saga_id="old"), untouchable)
+    late = barrier.run(command(saga_id="old", attempt=2), untouchable)
+    assert (first.note, second.note, late.note) == ("", "duplicate", "duplicate")
     assert booked(barrier) == ["charge", "refund"]
 
 

@@ -196,7 +196,7 @@ class Barrier:
     ) -> bool:
         """Insert the row; False where it exists. Waits for another transaction that inserts it."""
         insert = self._insert(saga_barrier).values(
-            saga_id=command.saga_id,
+            saga_id=command.effect_of,
             step=command.step,
             direction=direction,
             attempt=command.attempt,
@@ -295,7 +295,7 @@ def _store(connection: sa.Connection, command: StepCommand, outcome: Known) -> K
 
 def _key(command: StepCommand, direction: Direction) -> tuple[sa.ColumnElement[bool], ...]:
     return (
-        saga_barrier.c.saga_id == command.saga_id,
+        saga_barrier.c.saga_id == command.effect_of,
         saga_barrier.c.step == command.step,
         saga_barrier.c.direction == direction,
     )

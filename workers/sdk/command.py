@@ -23,6 +23,8 @@ class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
         reply_to: Queue of the orchestrator.
         deadline_at: When the orchestrator stops waiting for the reply.
         token: With it the attempt can be completed from elsewhere.
+        origin_id: The saga whose effect a compensation undoes, where it is another one: the saga
+            was forked from it.
     """
 
     saga_id: _Text = field(name=names.SAGA_ID)
@@ -34,11 +36,17 @@ class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: datetime | None = field(name=names.SAGA_DEADLINE, default=None)
     traceparent: str | None = field(name=names.TRACEPARENT, default=None)
     token: str = field(name=names.SAGA_TOKEN, default="")
+    origin_id: str = field(name=names.SAGA_ORIGIN_ID, default="")
+
+    @property
+    def effect_of(self) -> str:
+        """Id of the saga to which the participant has booked, or books, the effect."""
+        return self.origin_id or self.saga_id
 
     @property
     def idempotency_key(self) -> str:
-        """``saga:step:direction``, the same for every attempt."""
-        return idempotency_key(self.saga_id, self.step, self.direction)
+        """``saga:step:direction``, the same for every attempt, and in a fork."""
+        return idempotency_key(self.effect_of, self.step, self.direction)
 
 
 def is_command(headers: Mapping[str, Any] | None) -> bool:

@@ -18,7 +18,8 @@ class StepContext:
     """The first argument of every step function.
 
     Attributes:
-        saga_id: Id of the saga; empty when the task was called without one.
+        saga_id: Id of the saga; empty when the task was called without one. A compensation gets the
+            id that its action got, also where a fork of that saga asks for it.
         saga_name: Name of its definition.
         step: Name of the step in it.
         direction: ``action`` or ``compensation``.

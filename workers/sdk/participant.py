@@ -181,7 +181,7 @@ class _Step:
                     f"and was sent as {command.direction}.",
                 )
             context = StepContext(
-                saga_id=command.saga_id,
+                saga_id=command.effect_of,
                 saga_name=command.saga_name,
                 step=command.step,
                 direction=command.direction,
