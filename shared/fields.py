@@ -1,8 +1,16 @@
 """What is wrong with an object, field by field: msgspec itself stops at the first."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import msgspec
+from msgspec.structs import FieldInfo
+
+
+@cache
+def fields_of(struct: type[msgspec.Struct]) -> Mapping[str, FieldInfo]:
+    """Its fields by their names in JSON; msgspec reads the annotations anew each time."""
+    return {field.encode_name: field for field in msgspec.structs.fields(struct)}
 
 
 def field_problems(
@@ -20,7 +28,7 @@ def field_problems(
     """
     if not isinstance(value, Mapping):
         return [f"an object is wanted, not {type(value).__name__}"]
-    fields = {field.encode_name: field for field in msgspec.structs.fields(wanted)}
+    fields = fields_of(wanted)
     found = [
         f"{name}: unknown field (the input has {', '.join(fields)})"
         for name in value

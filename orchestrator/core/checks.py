@@ -1,6 +1,6 @@
-"""Checks of a saga definition and of an input: all mistakes at once, each named.
+"""Checks of a saga definition: all mistakes at once, each named.
 
-They run when a `Saga` is built and when one is started, never while it runs.
+They run when a `Saga` is built, never while one runs.
 """
 
 import re
@@ -17,6 +17,7 @@ from orchestrator.core.references import Input, Item, Literal, Output, reference
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DecodeError
+from shared.fields import fields_of
 from shared.names import UNDO_ARGUMENT
 
 STEPS_MAX: Final = 100
@@ -70,7 +71,7 @@ def saga_problems(saga: Saga) -> list[str]:
 def _type_problems(struct: msgspec.Struct, *, skip: str = "", prefix: str = "") -> list[str]:
     # msgspec does not check what is passed to a constructor: `timeout=30` would get here.
     found = []
-    for field in msgspec.structs.fields(struct):
+    for field in fields_of(type(struct)).values():
         value = getattr(struct, field.name)
         if field.name == skip:
             continue
@@ -281,36 +282,6 @@ def _holds_reference(value: object) -> bool:
             return any(map(_holds_reference, value))
         case _:
             return False
-
-
-# Checks of an input --------------------------------------------------------------------------
-
-
-def input_problems(input_type: type[msgspec.Struct], value: object) -> list[str]:
-    """Every field that is wrong: msgspec itself stops at the first."""
-    if not isinstance(value, Mapping):
-        return [f"an object is wanted, not {type(value).__name__}"]
-    fields = {field.encode_name: field for field in msgspec.structs.fields(input_type)}
-    found = [
-        f"{name}: unknown field (the input has {', '.join(fields)})"
-        for name in value
-        if name not in fields
-    ]
-    for name, field in fields.items():
-        if name in value:
-            try:
-                msgspec.convert(value[name], field.type, str_keys=True)
-            except msgspec.ValidationError as error:
-                found.append(f"{name}: {_first_lower(str(error))}")
-        elif field.required:
-            found.append(f"{name}: missing")
-    if not found:
-        # What no single field shows: __post_init__ of the type, tags, forbidden combinations.
-        try:
-            msgspec.convert(value, input_type, str_keys=True)
-        except msgspec.ValidationError as error:
-            found.append(_first_lower(str(error)))
-    return found
 
 
 def _first_lower(text: str) -> str:

@@ -26,6 +26,7 @@ from orchestrator.core.work import Gather, Sleep, SubSaga, WaitFor, Work
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DefinitionError, InputError
+from shared.fields import field_problems, fields_of
 from shared.names import REPLIES_QUEUE, UNDO_TASK, participant_queue
 
 __all__ = [
@@ -317,9 +318,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         Raises:
             InputError: Names every field that is missing, unknown or of another type.
         """
-        from orchestrator.core.checks import input_problems
-
-        problems = tuple(input_problems(self.input, value))
+        problems = tuple(field_problems(self.input, value))
         if problems:
             raise InputError(
                 f"The input does not fit {self.input.__name__} of saga {self.name!r}: "
@@ -331,8 +330,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         checked = msgspec.convert(value, self.input, str_keys=True)
         # Field by field: a type may leave out its defaults, or add a tag, when it is encoded.
         fields = {
-            field.encode_name: getattr(checked, field.name)
-            for field in msgspec.structs.fields(self.input)
+            name: getattr(checked, field.name) for name, field in fields_of(self.input).items()
         }
         return codec.decode(codec.encode(fields), dict[str, Any])
 

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from threading import RLock
+from typing import Any
 
 import msgspec
 from typing_extensions import override
 
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Recorded
+from orchestrator.core.events import Event, Recorded
 from orchestrator.core.state import ACTIVE, SagaState, Status
 from orchestrator.ports import (
     NOTHING_TRACED,
@@ -27,17 +28,18 @@ from shared.messages import Command
 
 
 class _Saga(msgspec.Struct):
-    """A saga as JSON, so that nobody shares a dict with the store and every value is read back."""
+    """A saga; what `MemoryStore.keep` makes of its state, its events and its commands."""
 
     row: SagaRow
-    state: str
-    history: list[tuple[int, datetime, str]]
-    commands: dict[str, str]
+    state: Any
+    history: list[tuple[int, datetime, Any]]
+    commands: dict[str, Any]
 
 
 class _Unpublished(msgspec.Struct):
     handed_out_at: datetime
-    command: str
+    saga_id: str
+    command: Any
     committed_at: datetime
 
 
@@ -48,7 +50,16 @@ class MemoryStore(Store):
         before_commit: Called by `commit` before anything is changed; what it raises ends the call
             with nothing committed.
         after_commit: Called when all is committed; what it raises leaves the caller not knowing.
+
+    Attributes:
+        keep: Makes what is kept: JSON, so that nobody shares a dict with the store and every
+            value is read back. `read_state`, `read_event` and `read_command` read it.
     """
+
+    keep: Callable[[SagaState | Event | Command], Any] = staticmethod(rows.to_json)
+    read_state: Callable[[Any], SagaState] = staticmethod(rows.state_from)
+    read_event: Callable[[Any], Event] = staticmethod(rows.event_from)
+    read_command: Callable[[Any], Command] = staticmethod(rows.command_from)
 
     def __init__(
         self,
@@ -70,13 +81,13 @@ class MemoryStore(Store):
     def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
         with self._lock:
             # In the order asked for: the order of a set differs from one process to the next.
-            return {id_: _row(self._sagas[id_]) for id_ in saga_ids if id_ in self._sagas}
+            return {id_: self._row(self._sagas[id_]) for id_ in saga_ids if id_ in self._sagas}
 
     @override
     def find_by_key(self, name: str, key: str) -> SagaRow | None:
         with self._lock:
             saga_id = self._keys.get((name, key))
-            return _row(self._sagas[saga_id]) if saga_id else None
+            return self._row(self._sagas[saga_id]) if saga_id else None
 
     @override
     def find_by_trace(self, trace_id: str) -> list[SagaSummary]:
@@ -97,7 +108,7 @@ class MemoryStore(Store):
         with self._lock:
             if self._before_commit:
                 self._before_commit()
-            prepared = [(change, _prepared(change)) for change in changes]
+            prepared = [(change, self._prepared(change)) for change in changes]
             if together and not all(self._fits(change) for change in changes):
                 return frozenset(change.row.saga_id for change in changes)
             for saga_id, due_at in traced.items():
@@ -139,7 +150,7 @@ class MemoryStore(Store):
             claimed = [self._outbox[id_] for _, id_ in old[:limit]]
             for item in claimed:
                 item.handed_out_at = now
-            return [rows.command_from(item.command) for item in claimed]
+            return [self.read_command(item.command) for item in claimed]
 
     @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
@@ -160,7 +171,7 @@ class MemoryStore(Store):
         with self._lock:
             return {
                 id_: [
-                    Recorded(sequence=sequence, at=at, event=rows.event_from(event))
+                    Recorded(sequence=sequence, at=at, event=self.read_event(event))
                     for sequence, at, event in self._sagas[id_].history
                 ]
                 for id_ in set(saga_ids) & self._sagas.keys()
@@ -225,9 +236,7 @@ class MemoryStore(Store):
             for saga in gone.values():
                 self._keys.pop((saga.row.state.name, saga.row.state.key), None)
             self._outbox = {
-                id_: item
-                for id_, item in self._outbox.items()
-                if rows.command_from(item.command).saga_id not in gone
+                id_: item for id_, item in self._outbox.items() if item.saga_id not in gone
             }
             return frozenset(gone)
 
@@ -326,28 +335,28 @@ class MemoryStore(Store):
             after.history = [*before.history, *after.history]
         self._sagas[row.saga_id] = after
         for command_id, command in after.commands.items():
-            self._outbox[command_id] = _Unpublished(row.updated_at, command, row.updated_at)
+            self._outbox[command_id] = _Unpublished(
+                row.updated_at, row.saga_id, command, row.updated_at
+            )
         return True
+
+    def _prepared(self, change: Change) -> _Saga:
+        if not change.expected_sequence:
+            rows.require_storable(change.row.saga_id, "The saga id")
+            rows.require_storable(change.row.state.key, "The business key")
+        return _Saga(
+            row=change.row,
+            state=self.keep(change.row.state),
+            history=[(one.sequence, one.at, self.keep(one.event)) for one in change.events],
+            commands={command.id: self.keep(command) for command in change.commands},
+        )
+
+    def _row(self, saga: _Saga) -> SagaRow:
+        return msgspec.structs.replace(saga.row, state=self.read_state(saga.state))
 
 
 def _identity(state: SagaState) -> tuple[str, str | None]:
     return state.name, state.key
-
-
-def _prepared(change: Change) -> _Saga:
-    if not change.expected_sequence:
-        rows.require_storable(change.row.saga_id, "The saga id")
-        rows.require_storable(change.row.state.key, "The business key")
-    return _Saga(
-        row=change.row,
-        state=rows.to_json(change.row.state),
-        history=[(one.sequence, one.at, rows.to_json(one.event)) for one in change.events],
-        commands={command.id: rows.to_json(command) for command in change.commands},
-    )
-
-
-def _row(saga: _Saga) -> SagaRow:
-    return msgspec.structs.replace(saga.row, state=rows.state_from(saga.state))
 
 
 def _age(summary: SagaSummary) -> tuple[datetime, str]:

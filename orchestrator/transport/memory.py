@@ -193,8 +193,10 @@ class MemoryBroker:
 
     def next_due(self) -> float | None:
         """When the next delayed message arrives, in seconds; None when none is under way."""
-        times = (self._commands.next_due(), self._inbound.next_due())
-        return min((at for at in times if at is not None), default=None)
+        commands, inbound = self._commands.next_due(), self._inbound.next_due()
+        if commands is None or inbound is None:
+            return inbound if commands is None else commands
+        return min(commands, inbound)
 
     def next_arrival(self) -> timedelta | None:
         """How long until the next delayed message arrives; None when none is under way."""
@@ -344,15 +346,16 @@ class MemoryTransport:
         self.broker.check_available()
         taken = self.broker.take_inbound(messages_max)
         self._held.update(held.receipt for held in taken)
-        return [
-            delivery(
-                headers={"task": held.item.task, "id": held.item.task_id, **held.item.headers},
-                content_type=held.item.content_type,
-                body=held.item.body,
-                receipt=held.receipt,
-            )
-            for held in taken
-        ]
+        return [self.read(held) for held in taken]
+
+    def read(self, held: Held[InboundMessage]) -> Delivery:
+        """What a message says."""
+        return delivery(
+            headers={"task": held.item.task, "id": held.item.task_id, **held.item.headers},
+            content_type=held.item.content_type,
+            body=held.item.body,
+            receipt=held.receipt,
+        )
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Settle messages.

@@ -4,8 +4,7 @@ A second transaction waits at the insert for the first one's end, as in PostgreS
 it with the real one, verdict by verdict. Beside it stands the ledger: what really happened.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
 from shared.ids import Direction
@@ -72,10 +71,13 @@ class Database:
 
     def run(self, command: Command, work: Work) -> Outcome:
         """Do a step unless it was done before, in one transaction with the record of it."""
-        with self._transaction() as transaction:
+        transaction = _Transaction(self)
+        try:
             if command.direction == "action":
                 return self._action(transaction, command, work)
             return self._compensation(transaction, command, work)
+        finally:
+            transaction.end()
 
     def _action(self, transaction: "_Transaction", command: Command, work: Work) -> Outcome:
         key: Key = (command.saga_id, command.step, "action")
@@ -121,14 +123,6 @@ class Database:
     def stored(self, key: Key) -> Succeeded | Rejected | Tombstone:
         """What a row says."""
         return self.rows[key]
-
-    @contextmanager
-    def _transaction(self) -> Iterator["_Transaction"]:
-        transaction = _Transaction(self)
-        try:
-            yield transaction
-        finally:
-            transaction.end()
 
     def wait_for(self, key: Key) -> None:
         """Wait while another transaction has inserted the row and not ended."""

@@ -89,22 +89,27 @@ class Scheduler:
     def sleep(self, seconds: float) -> None:
         """Let the others run for so long."""
         actor = self._running()
-        actor.ticket += 1
-        self._push(seconds, actor, actor.ticket)
-        self._let_go(actor)
+        if actor.doomed:
+            raise Killed
+        self.wake(actor, seconds)
+        self._hub.switch()
 
     def park(self, seconds: float | None = None) -> None:
         """Let the others run until somebody calls `wake`, or so long at most."""
         actor = self._running()
-        actor.ticket += 1
-        if seconds is not None:
-            self._push(seconds, actor, actor.ticket)
-        self._let_go(actor)
+        if actor.doomed:
+            raise Killed
+        if seconds is None:
+            actor.ticket += 1
+        else:
+            self.wake(actor, seconds)
+        self._hub.switch()
 
     def wake(self, actor: Actor, after: float = 0.0) -> None:
         """Let a parked actor go on."""
-        actor.ticket += 1
-        self._push(after, actor, actor.ticket)
+        ticket = actor.ticket = actor.ticket + 1
+        number = self._number = self._number + 1
+        heapq.heappush(self._entries, (self.now + after, number, actor, ticket))
 
     def kill(self, actor: Actor) -> None:
         """End an actor where it stands; one that runs ends where it next lets go, or calls us."""
@@ -159,11 +164,6 @@ class Scheduler:
     def _push(self, after: float, what: "Actor | Callable[[], None]", ticket: int) -> None:
         self._number += 1
         heapq.heappush(self._entries, (self.now + after, self._number, what, ticket))
-
-    def _let_go(self, actor: Actor) -> None:
-        if actor.doomed:
-            raise Killed
-        self._hub.switch()
 
     def _running(self) -> Actor:
         assert self.current is not None, "only an actor can let go"

@@ -47,6 +47,13 @@ def test_a_run_can_be_made_again_in_another_process() -> None:
     assert here in there.stdout
 
 
+def test_it_makes_no_difference_whether_all_is_written_as_json() -> None:
+    """What makes it possible to leave that out in most runs."""
+    for seed in range(5):
+        plain, read = (simulate(seed, record=True, as_json=one) for one in (False, True))
+        assert plain.trace == read.trace
+
+
 def test_a_run_with_just_its_own_faults_is_the_same_run() -> None:
     """What makes it possible to leave some out."""
     first = simulate(11, record=True)

@@ -12,10 +12,16 @@ from orchestrator.core.events import Recorded, about, tag_of
 from orchestrator.core.state import Status
 from orchestrator.ports import NOTHING_TRACED, Change, DeadLetter, Delivery, SagaRow
 from orchestrator.store.memory import MemoryStore
-from orchestrator.transport.memory import Faults, MemoryBroker, MemoryTransport
+from orchestrator.transport.memory import (
+    Faults,
+    Held,
+    InboundMessage,
+    MemoryBroker,
+    MemoryTransport,
+)
 from shared.errors import UnavailableError
-from shared.messages import CancelRequest, Command, Reply, StartRequest, Succeeded
-from shared.names import REPLIES_QUEUE
+from shared.messages import CancelRequest, Command, Reply, Request, StartRequest, Succeeded
+from shared.names import REPLIES_QUEUE, REPLY_TASK
 from shared.telemetry.names import SAGA_STATUS
 from shared.telemetry.setup import ExportedSpan
 from shared.telemetry.spans import SpanRecord
@@ -44,6 +50,8 @@ class World:
         seed: Of the run.
         chaos: What goes wrong.
         record: Whether the trace is kept.
+        as_json: Whether the store keeps JSON, and replies travel as JSON. It makes no difference,
+            since all of it is frozen or plain, and takes a sixth of the time: few runs do it.
         store: The orchestrators' store.
         database: The participants' database.
 
@@ -60,10 +68,12 @@ class World:
         chaos: Chaos,
         *,
         record: bool,
+        as_json: bool,
         store: "type[SimulatedStore]",
         database: type[Database],
     ) -> None:
         self.chaos = chaos
+        self.as_json = as_json
         self.random = Random(f"{seed}:schedule")
         self.scheduler = Scheduler()
         self.broker = SimulatedBroker(
@@ -72,6 +82,7 @@ class World:
             fires=self._fires,
             clock=lambda: self.scheduler.now,
         )
+        self.broker.as_json = as_json
         self.store = store(self)
         self.database = database(self.scheduler)
         self.spans: dict[str, dict[str, SpanRecord]] = {}
@@ -183,14 +194,29 @@ class Process:
         return False
 
 
+class PlainReply(InboundMessage, frozen=True, kw_only=True):
+    """A reply that nobody has to read."""
+
+    reply: Reply
+
+
 class SimulatedBroker(MemoryBroker):
     """The broker in memory; it knows what one saga tells another.
 
     Attributes:
         between_sagas: Whether that is what it takes just now.
+        as_json: Whether replies travel as JSON.
     """
 
     between_sagas = False
+    as_json = True
+
+    @override
+    def send(self, message: Request, task_id: str = "") -> None:
+        if self.as_json or not isinstance(message, Reply):
+            super().send(message, task_id)
+        else:
+            self.send_raw(PlainReply(task=REPLY_TASK, task_id=task_id, body=b"", reply=message))
 
     @override
     def put_command(self, command: Command) -> None:
@@ -206,6 +232,8 @@ class SimulatedStore(MemoryStore):
 
     def __init__(self, world: World) -> None:
         super().__init__()
+        if not world.as_json:
+            self.keep = self.read_state = self.read_event = self.read_command = _same
         self._world = world
         self.sent: set[str] = set()
         """Ids of commands that are committed."""
@@ -213,6 +241,7 @@ class SimulatedStore(MemoryStore):
         """Ids of sagas that neither have ended nor are stuck."""
         self.conflicts = 0
         self._next_due: float | None = None
+        self._definitions_kept: dict[tuple[str, int], Definition] = {}
 
     @override
     def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
@@ -232,22 +261,29 @@ class SimulatedStore(MemoryStore):
     @override
     def due(self, now: datetime, limit: int) -> list[str]:
         self._reads("due")
-        return super().due(now, limit)
+        return super().due(now, limit) if self._due_by(now) else []
 
     @override
     def put_definition(self, definition: Definition, now: datetime) -> None:
         self._reads("put definition")
-        super().put_definition(definition, now)
+        identity = (definition.name, definition.version)
+        if self._definitions_kept.get(identity) is not definition:
+            super().put_definition(definition, now)
+            self._definitions_kept[identity] = definition
 
     @override
     def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
         self._reads("claim unpublished")
+        if not self._due_by(now):
+            return []
         self._next_due = None
         return super().claim_unpublished(before, now, limit)
 
     @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
         self._reads("claim untraced")
+        if not self._due_by(now):
+            return []
         self._next_due = None
         return super().claim_untraced(now, until, limit)
 
@@ -298,6 +334,10 @@ class SimulatedStore(MemoryStore):
             self._next_due = self._look_when_due()
         return self._next_due
 
+    def _due_by(self, now: datetime) -> bool:
+        """Whether anything at all can be due then: mostly nothing is, and that is known."""
+        return self.next_due() <= (now - T0).total_seconds()
+
     def _look_when_due(self) -> float:
         times = [saga.row.wake_at for saga in self._sagas.values() if saga.row.wake_at]
         times += [saga.row.trace_due_at for saga in self._sagas.values() if saga.row.trace_due_at]
@@ -330,6 +370,7 @@ class SimulatedTransport(MemoryTransport):
         self._world = process.world
         self.handled: set[int] = set()
         self._until_at_least = 0.0
+        self._parked_until = 0.0
 
     @property
     def held(self) -> frozenset[int]:
@@ -359,13 +400,15 @@ class SimulatedTransport(MemoryTransport):
             world.note(f"its clock is off by {self._process.offset_s:.1f} s now")
         self._until_at_least = scheduler.now + timeout_seconds
         while True:
-            deliveries = super().receive(messages_max, 0)
+            # Without a look at a queue that is known to be empty.
+            deliveries = super().receive(messages_max, 0) if world.broker.inbound_ready else []
             if deliveries:
                 if world.record:
                     for each in deliveries:
                         world.note(f"receives {_message_in_words(each)}")
                 return deliveries
-            left = self._until() - scheduler.now
+            until = self._parked_until = self._until()
+            left = until - scheduler.now
             if left <= 0:
                 return []
             assert scheduler.current is not None
@@ -373,11 +416,19 @@ class SimulatedTransport(MemoryTransport):
             scheduler.park(None if left == float("inf") else left)
             world.waiting.pop(self, None)
 
+    @override
+    def read(self, held: Held[InboundMessage]) -> Delivery:
+        item = held.item
+        if isinstance(item, PlainReply):
+            return Delivery(message=item.reply, task=item.task, body="", receipt=held.receipt)
+        return super().read(held)
+
     def reconsider(self, waiting: Actor) -> None:
         """The store has changed under a process that waits: it may have to look earlier."""
-        left = self._until() - self._world.scheduler.now
-        if left != float("inf"):
-            self._world.scheduler.wake(waiting, max(0.0, left))
+        until = self._until()
+        if until not in {self._parked_until, float("inf")}:
+            self._parked_until = until
+            self._world.scheduler.wake(waiting, max(0.0, until - self._world.scheduler.now))
 
     @override
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
@@ -449,6 +500,10 @@ class SimulatedOutlet:
             )
         if self._callback:
             self._callback([ExportedSpan(r.trace_id, r.span_id, r.name, r.end) for r in batch])
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _status(batch: Sequence[SpanRecord]) -> str:
