@@ -22,7 +22,7 @@ from shared.telemetry import names
 from shared.telemetry.current import error_type, text_of
 from shared.telemetry.redaction import redacted_fields, redacted_text
 
-Context = Callable[[logging.LogRecord, object], dict[str, Any]]
+Context = Callable[[logging.LogRecord, object], Mapping[str, Any]]
 """What a record belongs to, by the record and its positional arguments."""
 
 _HOSTNAME: Final = socket.gethostname()
@@ -41,6 +41,9 @@ _LEVELS: Final = {
 _FRAMES: Final = 2
 """From `LineLogger._proxy_to_logger` over `info` and its like to whoever logs."""
 
+_bound_by_structlog: Final = getattr(structlog.contextvars, "_CONTEXT_VARS", (True,))
+"""Empty for as long as nobody has bound anything by structlog's own means; private, so not relied on."""
+
 _with_stack: Final = structlog.processors.StackInfoRenderer()
 wrap: Final = structlog.stdlib.ProcessorFormatter.wrap_for_formatter
 
@@ -53,7 +56,7 @@ class LineLogger(structlog.stdlib.BoundLogger):
         self, method_name: str, event: str | None = None, *event_args: Any, **event_kw: Any
     ) -> Any:
         # A test may capture events by a processor of its own.
-        if next(iter(self._processors)) is not wrap:
+        if self._processors[0] is not wrap:  # type: ignore[index]  # a list, which the stubs deny
             return super()._proxy_to_logger(method_name, event, *event_args, **event_kw)
         logger, level = self._logger, _LEVELS[method_name]
         if not logger.isEnabledFor(level):
@@ -61,7 +64,8 @@ class LineLogger(structlog.stdlib.BoundLogger):
         if event_args:
             event = _filled_in(str(event), event_args)
         fields: EventDict = {**self._context, **event_kw, "event": event}
-        fields = structlog.contextvars.merge_contextvars(logger, method_name, fields)
+        if _bound_by_structlog:
+            fields = structlog.contextvars.merge_contextvars(logger, method_name, fields)
         if _STACK in fields:
             fields = _with_stack(logger, method_name, fields)
         caller = sys._getframe(_FRAMES)  # noqa: SLF001 - as the standard library does
@@ -99,7 +103,7 @@ class Line:
         """A record as keys and values: of structlog's or of the standard library's making."""
         if hasattr(record, "_logger"):
             fields: Any = record.msg
-            return self._described(record, {**fields}, None)
+            return self._described(record, fields, None)
         event: EventDict = {"event": record.getMessage()}
         if record.exc_info:
             event[_EXCEPTION] = record.exc_info
@@ -126,22 +130,20 @@ class Line:
         return self._described(record, event, event.pop(_POSITIONAL, None))
 
     def _described(
-        self, record: logging.LogRecord, event: EventDict, positional: object
+        self, record: logging.LogRecord, event: Mapping[str, Any], positional: object
     ) -> EventDict:
-        event = {**redacted_fields(event)}
-        line: EventDict = {
+        return {
             names.LOG_TIMESTAMP: self._moment(record.created),
             names.LOG_LEVEL: record.levelname.lower(),
-            names.LOG_EVENT: event.pop("event", ""),
+            names.LOG_EVENT: "",
             names.LOG_LOGGER: record.name,
             names.LOG_SERVICE: self._service,
             **self._context(record, positional),
+            **redacted_fields(event),
+            names.LOG_HOSTNAME: _HOSTNAME,
+            names.LOG_PID: record.process,
+            names.LOG_PROCESS: self._process_name(record),
         }
-        line.update(event)
-        line[names.LOG_HOSTNAME] = _HOSTNAME
-        line[names.LOG_PID] = record.process
-        line[names.LOG_PROCESS] = self._process_name(record)
-        return line
 
     def _moment(self, created: float) -> str:
         second, micros = divmod(round(created * 1_000_000), 1_000_000)

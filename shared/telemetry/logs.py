@@ -15,14 +15,15 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import Context, get_current
 from typing_extensions import override
 
 from shared.settings import Settings
-from shared.telemetry import log_line, names
+from shared.telemetry import log_line, log_record, names
 from shared.telemetry.log_config import LogExportConfig
 from shared.telemetry.log_file import LogFile, Rotation
 from shared.telemetry.outlet import OutletStats
@@ -34,6 +35,7 @@ TASKS_REMEMBERED_MAX: Final = 4096
 _STDOUT: Final = 1
 _ROTATION: Final = Rotation()
 _NOTHING: Final[Mapping[str, Any]] = {}
+_NO_MAPPING: Final = frozenset({type(None), tuple})
 _BOUND_KEYS: Final = (
     *names.LOG_SAGA_KEYS,
     names.LOG_TASK_ID,
@@ -88,6 +90,7 @@ def configure(
         root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(capture=True)
+    log_record.install()
     structlog.configure(
         # The others' work is done by `LineLogger`.
         processors=[log_line.wrap],
@@ -290,22 +293,61 @@ def _renderer(service: str, *, json: bool) -> Callable[[logging.LogRecord], byte
     return lambda record: formatter.format(record).encode("utf-8", "backslashreplace")
 
 
-def _context(record: logging.LogRecord, positional: object) -> dict[str, Any]:
-    found = dict(_bound.get())
+def _context(record: logging.LogRecord, positional: object) -> Mapping[str, Any]:
     data = getattr(record, "data", None)  # Celery: `extra={"data": …}` on lines about a task
-    if not isinstance(data, Mapping):
-        data = positional if isinstance(positional, Mapping) else None
+    if not _is_mapping(data):
+        data = positional if _is_mapping(positional) else None
     if data is not None and "id" in data and "name" in data:
-        found = {**_tasks.get(str(data["id"]), found)}
-        found[names.LOG_TASK_ID] = data["id"]
-        found[names.LOG_TASK_NAME] = data["name"]
-    elif _tasks and isinstance(positional, tuple):
+        about = {names.LOG_TASK_ID: data["id"], names.LOG_TASK_NAME: data["name"]}
+        known = _tasks.get(str(data["id"]))
+        if known is None:
+            known = _bound.get()
+            if about.items() <= known.items():
+                return _current().context
+        return {**known, **about, **_current().ids}
+    if _tasks and isinstance(positional, tuple):
         task_id = next((one for one in positional if isinstance(one, str) and one in _tasks), None)
         if task_id is not None:
-            found = {**_tasks[task_id], names.LOG_TASK_ID: task_id}
-    span = trace.get_current_span()
+            return {**_tasks[task_id], names.LOG_TASK_ID: task_id, **_current().ids}
+    return _current().context
+
+
+class _Current(NamedTuple):
+    """What a line says that is written now, and what that follows from."""
+
+    bound: Mapping[str, Any]
+    around: Context
+    span: trace.Span
+    ids: Mapping[str, Any]
+    context: Mapping[str, Any]
+
+
+def _current() -> _Current:
+    """The same for line after line, of which most tasks write some: it is not made anew for each."""
+    global _last  # noqa: PLW0603 - a process has one
+    bound, around, last = _bound.get(), get_current(), _last
+    if (
+        last.bound is bound
+        and last.around is around
+        and last.span.is_recording() == bool(last.ids)
+    ):
+        return last
+    span = trace.get_current_span(around)
+    ids: Mapping[str, Any] = _NOTHING
     if span.is_recording():
-        context = span.get_span_context()
-        found[names.LOG_TRACE_ID] = trace.format_trace_id(context.trace_id)
-        found[names.LOG_SPAN_ID] = trace.format_span_id(context.span_id)
-    return found
+        found = span.get_span_context()
+        ids = {
+            names.LOG_TRACE_ID: trace.format_trace_id(found.trace_id),
+            names.LOG_SPAN_ID: trace.format_span_id(found.span_id),
+        }
+    _last = _Current(bound, around, span, ids, {**bound, **ids} if ids else bound)
+    return _last
+
+
+_last = _Current(_NOTHING, Context(), trace.INVALID_SPAN, _NOTHING, _NOTHING)
+
+
+def _is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """`isinstance`, of which the usual answers are quicker."""
+    kind = type(value)
+    return kind is dict or (kind not in _NO_MAPPING and isinstance(value, Mapping))

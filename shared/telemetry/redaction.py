@@ -14,7 +14,7 @@ keys are looked up in a table, and three quick looks at a text decide whether a 
 
 import re
 from collections.abc import Mapping
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from enum import Enum
 from itertools import pairwise
 from pathlib import PurePath
@@ -68,6 +68,7 @@ _MASK_WORDS: Final[Mapping[str, Rule]] = {
     "card": "card",
 }
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_PLAIN_KINDS: Final = frozenset({float, bool, type(None), datetime})
 _PLAIN: Final = (float, bool, type(None), date, time, timedelta, UUID, Enum, PurePath)
 
 _TRUSTED: Final = frozenset(
@@ -157,7 +158,10 @@ class Redactor:
         for key, value in fields.items():
             rule = rules.get(key) or self._rule(key)
             # Nearly everything ends here.
-            if rule == "trust" or (rule == "look" and type(value) is str and value in harmless):
+            if rule == "trust" or (
+                rule == "look"
+                and (value in harmless if type(value) is str else type(value) in _PLAIN_KINDS)
+            ):
                 continue
             found = self._by_rule(rule, value, 0)
             if found is not value:

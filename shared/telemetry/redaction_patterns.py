@@ -19,8 +19,12 @@ _BEGINNINGS: Final = (
 )
 """Without one of them, in lower case, no pattern about secrets finds anything."""
 
-_DIGITS: Final = re.compile(r"[0-9](?:[0-9 ().-]{8}|[0-9]{6})[0-9 ().-]")
-"""Without such a run there is no card and no phone number; it begins with what is quick to find."""
+_DIGITS: Final = re.compile(r"[0-9](?<![\w.-].)(?!(?<!\+.)\.)[0-9 ()./-]{9}")
+"""Without such a run there is no card and no phone number; it begins with what is quick to find.
+
+The first digit of either follows neither a letter nor a digit, dot or dash. A dot comes after a
+single digit only where that follows a plus: this is how long fractions differ, of which logs are full.
+"""
 
 _QUOTED_OR_WORD: Final = (
     r"""(?:\\*"[^"\\]{0,4096}(?:\\*")?|\\*'[^'\\]{0,4096}(?:\\*')?|[^\s"',;&)}\]]{1,4096})"""

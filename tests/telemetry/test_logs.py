@@ -134,6 +134,36 @@ def test_the_recording_span_wins(
     assert (TRACE_ID, ROOT_ID) == (other["trace_id"], other["span_id"])
 
 
+def test_the_context_of_a_line_follows_every_change(
+    lines: Lines, otlp_http: OtlpReceiver, start_tracing: StartTracing
+) -> None:
+    """Another span, another binding, a span that has ended: each shows on the next line."""
+    start_tracing(otlp_http)
+    tracer = trace.get_tracer("t")
+    expected: list[tuple[object, object]] = []
+
+    def say(span_id: object, step: object) -> None:
+        log.info("said twice")
+        log.info("said twice")
+        expected.extend([(span_id, step)] * 2)
+
+    say(None, None)
+    with saga_context(HEADERS), tracer.start_as_current_span("outer") as outer:
+        outer_id = trace.format_span_id(outer.get_span_context().span_id)
+        say(outer_id, "charge-payment")
+        with tracer.start_as_current_span("inner") as inner:
+            inner_id = trace.format_span_id(inner.get_span_context().span_id)
+            say(inner_id, "charge-payment")
+            with saga_context({"saga_step": "other"}):
+                say(inner_id, "other")
+        say(outer_id, "charge-payment")
+        outer.end()
+        say(ROOT_ID, "charge-payment")
+    say(None, None)
+    said = [line for line in lines() if line["event"] == "said twice"]
+    assert expected == [(line.get("span_id"), line.get("saga_step")) for line in said]
+
+
 def test_threads_do_not_share_a_context(lines: Lines) -> None:
     """What one task binds is not on the lines of another."""
     bound, logged = threading.Event(), threading.Event()

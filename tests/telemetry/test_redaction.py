@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ConfigurationError
-from shared.telemetry import names
+from shared.telemetry import names, redaction_patterns
 from shared.telemetry.config import tracing_config
 from shared.telemetry.redaction import REDACTED, Redaction, Redactor, redacted
+from shared.telemetry.redaction_patterns import hidden, mask_card
 from tests.telemetry.test_config import HOME
 
 REDACTOR = Redactor(Redaction())
@@ -56,6 +57,15 @@ def test_what_is_hidden_in_a_text(text: str, shown: str) -> None:
     """By its name or by its form, and nothing around it; twice is as once."""
     assert shown == REDACTOR.text(text)
     assert shown == REDACTOR.text(shown)
+
+
+@given(st.from_regex(r"[+(]?[0-9]{1,3}(?:[ .()/-]{0,2}[0-9]{1,4}){2,6}", fullmatch=True))
+def test_the_quick_look_at_a_text_misses_no_number(number: str) -> None:
+    """It decides whether the patterns have to run."""
+    shown = mask_card(number)
+    shown = redaction_patterns._PHONE.sub(redaction_patterns._masked_phone, shown)
+    assert shown == hidden(number)
+    assert f"[{shown}]" == hidden(f"[{number}]")
 
 
 @pytest.mark.parametrize(
