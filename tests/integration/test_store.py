@@ -1,4 +1,5 @@
 import gc
+import itertools
 import os
 import re
 import sqlite3
@@ -310,6 +311,47 @@ def test_a_new_file_that_somebody_else_is_writing_is_waited_for(
     monkeypatch.setattr(database, "pause", end_the_other)
     store = open_store(f"sqlite:///{path}", create=True)
     assert len(waits) == 1
+    store.close()
+    other.close()
+
+
+def test_a_writer_that_waits_is_not_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite itself would look again after 50 and more milliseconds."""
+    url = f"sqlite:///{tmp_path}/saga.db"
+    store, other = open_store(url, create=True), sqlite3.connect(tmp_path / "saga.db")
+    other.execute("BEGIN IMMEDIATE")
+    waits: list[float] = []
+
+    def let_it_in_at_last(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 100:
+            other.rollback()
+
+    monkeypatch.setattr(database, "pause", let_it_in_at_last)
+    assert store.commit([change(row("s"))]) == frozenset()
+    assert len(waits) == 100
+    assert max(waits) < 0.01
+    store.close()
+    other.close()
+
+
+def test_a_writer_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error says what is the matter, and the next one may have more luck."""
+    url = f"sqlite:///{tmp_path}/saga.db"
+    store, other = open_store(url, create=True), sqlite3.connect(tmp_path / "saga.db")
+    other.execute("BEGIN IMMEDIATE")
+    waited = itertools.count(0.0, 0.25)
+    monkeypatch.setattr(database, "monotonic", lambda: next(waited))
+    waits: list[float] = []
+    monkeypatch.setattr(database, "pause", waits.append)
+    with pytest.raises(UnavailableError, match="database is locked"):
+        store.commit([change(row("s"))])
+    assert database.BUSY_TIMEOUT_SECONDS * 4 == pytest.approx(len(waits), abs=2)
+    with store.database.reading() as connection:
+        timeout = connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+    assert timeout == database.BUSY_TIMEOUT_SECONDS * 1000
+    other.rollback()
+    assert store.commit([change(row("s"))]) == frozenset()
     store.close()
     other.close()
 
