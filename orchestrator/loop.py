@@ -12,7 +12,6 @@ from orchestrator import intake, journal, metrics
 from orchestrator.batch import Asked, Batch
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import SagaForked
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import Message
@@ -112,7 +111,9 @@ class Loop:
         finally:
             # Afterwards: the participants need not wait for our lines, and are told in any case.
             self._tell(batch, committed, letters)
-        due = [one.row for one in committed if one.row.trace_due_at and not _was_forked(one)]
+        # One that only moves on, or is forked, while an earlier export is awaited is not exported.
+        due_at = batch.now + TRACE_RETRY
+        due = [one.row for one in committed if one.row.trace_due_at == due_at]
         self._trace(due, whole=batch.untraced)
         return published
 
@@ -223,8 +224,3 @@ class Loop:
                 history = histories[row.saga_id]
                 again = row.saga_id in whole
                 self._tracing.ended(self.definition_of(row), row, history, whole=again)
-
-
-def _was_forked(change: Change) -> bool:
-    """Whether nothing new has happened in a saga: its spans are what they were."""
-    return any(isinstance(one.event, SagaForked) for one in change.events)

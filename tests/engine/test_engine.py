@@ -5,13 +5,13 @@ import msgspec
 import pytest
 
 from orchestrator.catalog import Catalog
-from orchestrator.core.definition import Saga, WaitFor
+from orchestrator.core.definition import Definition, Saga, WaitFor
 from orchestrator.core.events import DeadlineExceeded, Recorded, SagaPaused, StepTimedOut
 from orchestrator.core.messages import Pause, Resolve, Resume, RetryNow
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine, Started
 from orchestrator.loop import CONFLICTS_MAX, TRACE_RETRY
-from orchestrator.ports import Change, Delivery
+from orchestrator.ports import Change, Delivery, SagaRow
 from orchestrator.store.memory import MemoryStore
 from orchestrator.tracing import RETRACE_FOR, SagaTracing
 from orchestrator.transport.memory import InboundMessage, MemoryBroker, MemoryTransport
@@ -40,6 +40,7 @@ from shared.telemetry import setup
 from shared.telemetry.spans import SpanRecord
 from shared.tokens import token_of
 from tests.core.builders import (
+    FOR_GOOD,
     T0,
     accepted,
     failed,
@@ -552,6 +553,28 @@ def test_a_failure_is_exported_again_until_it_is_not_worth_it(bench: Bench) -> N
     bench.now += RETRACE_FOR
     assert bench.engine.retrace(10) == 1
     assert bench.store.load([saga_id])[saga_id].trace_due_at is None
+
+
+def test_a_saga_that_moves_on_is_exported_at_its_end_and_not_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody knows yet whether what was exported when it got stuck has arrived."""
+    exported: list[tuple[str, bool]] = []
+
+    def ended(_: Definition, row: SagaRow, history: object, *, whole: bool = False) -> None:
+        exported.append((row.state.status.value, whole))
+
+    monkeypatch.setattr(bench.engine._loop._tracing, "ended", ended)
+    saga_id = bench.start().row.saga_id
+    broken = failed("a", direction="compensation", failure=FOR_GOOD)
+    bench.arrive(of(saga_id, succeeded("a")))
+    bench.arrive(of(saga_id, rejected("b")))
+    bench.arrive(of(saga_id, broken))
+    bench.now += timedelta(seconds=1)
+    bench.engine.operate(saga_id, RetryNow(reason="mended"))
+    assert exported == [("stuck", False)]
+    bench.arrive(of(saga_id, succeeded("a", 2, direction="compensation")))
+    assert exported == [("stuck", False), ("compensated", True)]
 
 
 def test_a_success_that_is_not_sampled_has_no_trace_to_export(bench: Bench) -> None:

@@ -90,10 +90,11 @@ def assert_kept(
         service_name="s", sampling_strategy="ratio", sampling_ratio=RATIO
     ).should_sample(trace_id)
     sampled = "OPENTELEMETRY_SAMPLING_RATIO" in env and by_ratio
-    assert bool(spans) == (sampled or status == "compensated")
+    assert bool(spans) == (sampled or status != "completed")
     if not spans or sampled:
         return
     root = assert_one_tree(spans, trace_id)
+    assert status == root.attributes["saga.status"]
     assert {True} == {one.attributes.get("saga.trace.reconstructed") for one in spans}
     _, row, _ = stack.client.story(order["saga_id"])
     assert root.start_ns // 1000 == round(row.started_at.timestamp() * 1_000_000)
@@ -128,6 +129,7 @@ def test_what_is_hidden_carried_and_kept(make_stack: MakeStack, otlp_http: OtlpR
         for given, status, env in (
             ({}, "completed", off),
             ({"region": "moon"}, "compensated", off),
+            ({"email": "nobody"}, "stuck", off),
             ({"region": "moon"}, "compensated", ratio),
         )
     ]

@@ -89,3 +89,10 @@ PAY_TRIP = Saga(
         Step("mail", "travel.mail", NOTHING_TO_UNDO, payload={"amount": Input("amount")}),
     ),
 )
+
+PAY_BY_LINK = Saga(
+    name="pay-by-link",
+    version=1,
+    input=Bill,
+    steps=(Step("pay", SubSaga("pay-trip", trace="linked")),),
+)
