@@ -15,10 +15,15 @@ from workers.sdk.command import StepCommand
 
 
 class Eager:
-    """An app whose broker is ``memory://``."""
+    """An app whose broker is ``memory://``.
+
+    Attributes:
+        states: How Celery says that each run has ended.
+    """
 
     def __init__(self, app: Celery[Any]) -> None:
         self._app = app
+        self.states: list[str] = []
         self._connection = Connection("memory://")
 
     def __enter__(self) -> Self:
@@ -57,11 +62,12 @@ class Eager:
         extra: Mapping[str, Any] | None = None,
     ) -> list[Inbound]:
         """Run a step; returns everything that it told the orchestrator."""
-        self._app.tasks[task].apply(
+        done = self._app.tasks[task].apply(
             kwargs=dict(payload),
             task_id=command_id(of.saga_id, of.step, of.direction, of.attempt),
             headers={**headers(of), **(extra or {})},
         )
+        self.states.append(done.state)
         return self.messages()
 
     def plainly(self, task: str, payload: Mapping[str, Any]) -> Any:

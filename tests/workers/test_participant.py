@@ -482,6 +482,7 @@ def test_work_that_goes_on_elsewhere_is_accepted_once(service: Service) -> None:
     assert service.outcome(token="t-1") == "accepted"
     assert service.outcome(token="t-1") == "accepted"
     assert (runs, service.booked()) == (["t-1"], 1)
+    assert service.eager.states == ["SUCCESS", "SUCCESS"]
 
 
 def test_context_without_a_token_says_so(bare: Service) -> None:

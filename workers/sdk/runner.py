@@ -35,7 +35,12 @@ PAYLOAD_SEALED: Final = "PayloadSealed"
 IGNORED: Final = "Ignored"
 MESSAGE_REJECTED: Final = "MessageRejected"
 
-_OUTCOMES: Final = {Succeeded: "succeeded", Rejected: "rejected", Failed: "failed"}
+_OUTCOMES: Final[dict[type[Outcome], str]] = {
+    Succeeded: "succeeded",
+    Rejected: "rejected",
+    Failed: "failed",
+    Accepted: "accepted",
+}
 
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
