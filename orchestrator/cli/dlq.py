@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import output, session
+from orchestrator.cli.bus_letters import make_bus_letters
 from orchestrator.cli.options import Json, Limit
 from shared.clock import utc_now
 from shared.errors import InputError, KeyConflict, NotAllowed, UnknownSaga
@@ -34,6 +35,7 @@ def make_dlq(markup: Any) -> typer.Typer:
     app.command("show")(show)
     app.command("requeue")(requeue)
     app.command("drop")(drop)
+    app.add_typer(make_bus_letters(markup), name="bus")
     return app
 
 

@@ -70,7 +70,7 @@ class Letter:
         kind: Stable name of the reason.
         reason: For people.
         queue: Where it came from.
-        at: When it was put aside.
+        at: When it was put aside; None where somebody else than a bus has put it there.
         body: ``[args, kwargs, embed]`` as JSON.
         headers: All of its headers.
     """
@@ -87,7 +87,7 @@ class Letter:
         self.kind = str(headers.get(names.SAGA_DEAD_KIND))
         self.reason = str(headers.get(names.SAGA_DEAD_REASON))
         self.queue = str(headers.get(names.SAGA_DEAD_QUEUE))
-        self.at = datetime.fromisoformat(str(headers.get(names.SAGA_DEAD_AT)))
+        self.at = _moment(headers.get(names.SAGA_DEAD_AT))
 
     def send_again(self) -> None:
         """Put the message back into its queue, its attempts counted afresh.
@@ -102,6 +102,14 @@ class Letter:
     def drop(self) -> None:
         """Forget the message for good."""
         self._message.ack()
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
 
 
 class DeadLetters:

@@ -1,5 +1,6 @@
 """The three buses over a real broker and a real worker: one contract, Redis and RabbitMQ."""
 
+import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from orchestrator.cli import session
+from orchestrator.cli.entry import run
 from shared.bus import CommandBus, DeadLetters, EventBus, QueryBus
 from shared.celery_app import make_app
 from shared.embedded import PrivateRedis
@@ -150,6 +153,30 @@ def test_a_handler_that_gives_up_leaves_a_dead_letter_that_can_be_sent_again(
     assert not dead(app, command_id)
 
 
+def test_the_command_line_shows_sends_again_and_drops_dead_letters(
+    app: Celery[Any], running: Worker, dlq: Callable[..., Any], order_id: str
+) -> None:
+    """By their ids; where one is not there nothing is done to the others."""
+    again = CommandBus(app).dispatch(FlakyOrder(order_id, succeeds_at=5))
+    away = CommandBus(app).dispatch(RefusedOrder(order_id))
+    for one in (again, away):
+        the_letter(app, one)
+    assert {again, away} <= {one["id"] for one in dlq("list", "--queue", "orders")}
+    assert away not in {one["id"] for one in dlq("list", "--message", "orders.flaky")}
+    shown = dlq("show", away)
+    assert ("OutOfStock", "none left", "orders") == (
+        *(shown[name] for name in ("kind", "reason", "queue")),
+    )
+    assert order_id in shown["body"]
+    missing = dlq("drop", away, "nobody", code=2)["error"]["message"]
+    assert "The buses have no dead letter 'nobody'." == missing
+    assert dlq("requeue", code=2)["error"]["type"] == "InputError"
+    assert {"sent_again": [again]} == dlq("requeue", again)
+    assert away in dlq("drop", "--all", "--message", "orders.refused")["dropped"]
+    wait_until(lambda: "succeeded" in running.effects(order_id))
+    assert not {again, away} & {one["id"] for one in dlq("list")}
+
+
 def test_a_refusal_is_not_retried(app: Celery[Any], running: Worker) -> None:
     """The handler said no: asking again will not help."""
     letter = the_letter(app, CommandBus(app).dispatch(RefusedOrder("o-1")))
@@ -269,6 +296,23 @@ def test_a_wrong_field_is_refused_before_anything_is_sent(app: Celery[Any]) -> N
         "order_id: expected `str`, got `int`",
         "amount_cents: expected `int`, got `str`",
     ) == caught.value.problems
+
+
+@pytest.fixture
+def dlq(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Runs ``saga dlq bus … --json``, and gives what it says."""
+    monkeypatch.setattr(session, "settings", lambda: Settings(broker_url=broker_url))
+    monkeypatch.setattr(session, "log_errors_only", lambda: None)
+
+    def command(*arguments: str, code: int = 0) -> Any:
+        capsys.readouterr()
+        assert code == run(["dlq", "bus", *arguments, "--json"])
+        said = capsys.readouterr()
+        return json.loads(said.err.splitlines()[-1] if code else said.out)
+
+    return command
 
 
 def dead(app: Celery[Any], task_id: str) -> Any:

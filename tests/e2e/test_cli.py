@@ -385,6 +385,7 @@ def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
     assert (same["from"], same["to"], same["differences"]) == (1, 1, [])
     assert dev.saga("dlq", "list", "--json").json == []
     assert dev.saga("dlq", "requeue", "7").code == 2
+    assert dev.saga("dlq", "bus", "list", "--json").json == []
 
 
 def test_an_unknown_status_is_refused(dev: Dev) -> None:
