@@ -1,5 +1,6 @@
 """What is asked of sagas, and the changes that follow and will be one transaction."""
 
+from collections import Counter
 from datetime import datetime
 
 import msgspec
@@ -8,7 +9,8 @@ from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.machine import Decision
 from orchestrator.core.messages import Message
-from orchestrator.ports import Change, Delivery, SagaRow
+from orchestrator.ports import NOTHING_BEGUN, Change, Delivery, SagaRow
+from orchestrator.rooms import Floor, Shares
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,12 +20,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         delivery: How it came, when it came through the queue: if it is refused it goes to the
             dead letters.
         definition: Of a saga that this message begins.
+        recount: Write its slots anew, whether anything follows or not.
     """
 
     saga_id: str
     message: Message
     delivery: Delivery | None = None
     definition: Definition | None = None
+    recount: bool = False
 
 
 class Batch:
@@ -32,6 +36,7 @@ class Batch:
     Args:
         now: When they are decided.
         rows: The sagas as they are stored.
+        floor: The room within their limits, where there are any.
 
     Attributes:
         before: The same rows, whatever is added.
@@ -39,14 +44,23 @@ class Batch:
         untraced: Ids of sagas of which an earlier export of spans is not confirmed.
     """
 
-    def __init__(self, now: datetime, rows: dict[str, SagaRow]) -> None:
+    def __init__(
+        self, now: datetime, rows: dict[str, SagaRow], floor: Floor | None = None
+    ) -> None:
         self.now = now
+        self.floor = floor
         self.before = dict(rows)
         self.rows = rows
         self.untraced: set[str] = set()
         self._changes: dict[str, Change] = {}
 
-    def add(self, row: SagaRow | None, decision: Decision, trace_due_at: datetime | None) -> None:
+    def add(
+        self,
+        row: SagaRow | None,
+        decision: Decision,
+        trace_due_at: datetime | None,
+        shares: Shares | None = None,
+    ) -> None:
         """Add a decision about a saga whose row before it is `row`."""
         assert decision.state is not None  # noqa: S101 - the caller has looked
         saga_id = decision.state.saga_id
@@ -71,6 +85,10 @@ class Batch:
             expected_sequence=earlier.expected_sequence if earlier else sequence,
             events=(earlier.events if earlier else ()) + events,
             commands=(earlier.commands if earlier else ()) + decision.commands,
+            slots=shares.slots if shares else None,
+            begun=Counter(earlier.begun if earlier else ()) + Counter(shares.begun)
+            if shares
+            else NOTHING_BEGUN,
         )
 
     def changes(self) -> tuple[Change, ...]:

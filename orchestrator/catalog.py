@@ -89,6 +89,10 @@ class Catalog:
             )
         return saga
 
+    def find(self, name: str) -> Saga | None:
+        """The newest version of a saga in code, if there is one."""
+        return self._sagas.get(name)
+
     def starting_on(self, event: str) -> list[Saga]:
         """The newest versions of the sagas that an event starts, by name."""
         found = [saga for saga in self._sagas.values() if event_of(saga) == event]

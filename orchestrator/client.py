@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from orchestrator import dead_letters
+from orchestrator.controls import Controls
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import ForkedFrom, Recorded
 from orchestrator.core.messages import (
@@ -30,7 +31,7 @@ from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
 from orchestrator.retention import Archive, purge
 from orchestrator.search import Filter, find
 from orchestrator.views import SagaView, outcome_of, saga_view
-from shared.clock import monotonic, pause
+from shared.clock import monotonic, pause, utc_now
 from shared.errors import UnknownSaga
 from shared.messages import (
     Ended,
@@ -52,11 +53,15 @@ class Client:
 
     Args:
         engine: Made by `orchestrator.bootstrap`. Not for use by several threads at once.
+
+    Attributes:
+        controls: What operators say of all sagas of a name.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._store = engine.store
+        self.controls = Controls(engine, utc_now)
 
     def start(
         self,

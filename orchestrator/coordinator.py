@@ -27,6 +27,7 @@ SETTLE_INTERVAL: Final = timedelta(seconds=1)
 SWEEP_INTERVAL: Final = timedelta(seconds=1)
 RETRACE_INTERVAL: Final = timedelta(seconds=5)
 SURVEY_INTERVAL: Final = timedelta(seconds=5)
+AUDIT_INTERVAL: Final = timedelta(seconds=5)
 TIMERS_MAX: Final = 200
 SWEEP_MAX: Final = 500
 
@@ -87,8 +88,10 @@ class Coordinator:
         self._stopping = stopping or threading.Event()
         self._broker = Dependency("broker", self._stopping, monotonic)
         self._store = Dependency("store", self._stopping, monotonic)
-        chores: list[tuple[timedelta, Callable[[], bool | None]]] = [
+        chores: list[tuple[timedelta, _Work]] = [
             (TIMER_INTERVAL, lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX),
+            (TIMER_INTERVAL, engine.admit),
+            (AUDIT_INTERVAL, lambda: engine.audit(TIMERS_MAX)),
             (SETTLE_INTERVAL, engine.settle),
             (SWEEP_INTERVAL, lambda: engine.republish(republish_after, SWEEP_MAX) == SWEEP_MAX),
             (RETRACE_INTERVAL, lambda: engine.retrace(SWEEP_MAX) == SWEEP_MAX),
@@ -149,13 +152,17 @@ class Coordinator:
         self._broker.attempt(lambda: self._engine.transport.acknowledge(deliveries))
 
 
+_Work = Callable[[], bool | timedelta | None]
+"""Says True where there was more than it took, or when there is something to do again."""
+
+
 class _Chore:
     """Something to do now and then; at once again when there was more than it took."""
 
     def __init__(
         self,
         interval: timedelta,
-        work: Callable[[], bool | None],
+        work: "_Work",
         monotonic: Callable[[], float],
     ) -> None:
         self._interval_s = interval.total_seconds()
@@ -171,8 +178,13 @@ class _Chore:
 
     def run(self) -> None:
         self._next = self._monotonic() + self._interval_s
-        if self._work():
-            self._next = self._monotonic()
+        match self._work():
+            case timedelta() as wait:
+                self._next = min(self._next, self._monotonic() + wait.total_seconds())
+            case True:
+                self._next = self._monotonic()
+            case _:
+                pass
 
 
 class Dependency:

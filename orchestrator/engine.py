@@ -4,7 +4,7 @@ Replies and timers from the coordinator, starts and cancels from a client in any
 turned into a message for a saga, and `Loop` loads, decides, commits and publishes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from orchestrator.batch import Asked
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event, ForkedFrom
-from orchestrator.core.limits import Limits
+from orchestrator.core.limits import Limit, Limits
 from orchestrator.core.machine import NO_LIMITS
 from orchestrator.core.messages import (
     Cancel,
@@ -35,7 +35,8 @@ from orchestrator.core.refusals import why_not
 from orchestrator.forks import Forked, Forks
 from orchestrator.loop import Loop
 from orchestrator.outbox import Outbox
-from orchestrator.ports import DeadLetter, Delivery, SagaRow, Store, Transport
+from orchestrator.ports import Control, DeadLetter, Delivery, SagaRow, Store, Transport
+from orchestrator.rooms import GateView, Rooms
 from orchestrator.starts import Starts
 from orchestrator.sub_sagas import SubSagas
 from orchestrator.tracing import SagaTracing
@@ -139,6 +140,7 @@ class Engine:
             clock=clock,
             payload_bytes_max=payload_bytes_max,
         )
+        self._rooms = Rooms(store=store, catalog=catalog, clock=clock)
         self._loop = Loop(
             store=store,
             outbox=self._outbox,
@@ -146,6 +148,7 @@ class Engine:
             tracing=tracing,
             clock=clock,
             limits=limits,
+            rooms=self._rooms,
         )
         self._forks = Forks(
             store=store, catalog=catalog, starts=self._starts, loop=self._loop, tracing=tracing
@@ -324,6 +327,21 @@ class Engine:
         self._loop.advance([Asked(saga_id=saga_id, message=Tick()) for saga_id in due])
         return len(due)
 
+    def admit(self) -> timedelta | None:
+        """Let in sagas that wait for room and have it now.
+
+        Returns:
+            How long it takes until a rate lets the next one in; None where nobody waits for that.
+        """
+        return self._loop.admit()
+
+    def audit(self, limit: int) -> bool:
+        """Write slots anew that are not those of their saga; returns whether there may be more.
+
+        That is so where somebody did not know of a limit: it is new, or it has been lifted.
+        """
+        return self._loop.audit(limit)
+
     def settle(self) -> None:
         """Delete outbox rows that were published, and note spans that were exported."""
         traced = self._tracing.take_exported()
@@ -356,6 +374,37 @@ class Engine:
             ConfigurationError: The store has lost it.
         """
         return self._loop.definition_of(row)
+
+    # Limits that sagas share ----------------------------------------------------------------
+
+    def limits_of(self, definition: Definition) -> Mapping[str, Limit]:
+        """The limits in force for sagas on a definition, by step; the empty name is the saga."""
+        self._rooms.gates()
+        return self._rooms.limits_of(definition)
+
+    def gates(self, definitions: Sequence[Definition]) -> list[GateView]:
+        """The limits in force for sagas on these definitions, and how much of each is used."""
+        found = [(one.name, self.limits_of(one)) for one in definitions]
+        limits = {(name, step): limit for name, of in found for step, limit in of.items()}
+        return self._rooms.view(limits)
+
+    def awaited(self, row: SagaRow) -> list[GateView]:
+        """What a saga waits for room in; nothing where it has ended or has a limit no more."""
+        limits = self.limits_of(self.definition_of(row))
+        awaited = () if row.state.status.final else row.state.awaited
+        gates = {(row.state.name, step): limits[step] for step in awaited if step in limits}
+        return self._rooms.view(gates, row) if gates else []
+
+    def control(self, control: Control) -> None:
+        """Keep what an operator says of a name."""
+        self.store.put_control(control)
+        self._rooms.forget()
+
+    def uncontrol(self, name: str, step: str, kind: str) -> Control | None:
+        """Take back what an operator said of a name; returns what it was."""
+        gone = self.store.drop_control(name, step, kind)
+        self._rooms.forget()
+        return gone
 
     def close(self) -> None:
         """Give connections back."""

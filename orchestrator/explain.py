@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from orchestrator.core.definition import Definition, PlannedStep, Sleep, SubSaga, WaitFor
-from orchestrator.core.events import Recorded, SagaPaused, StepDispatched
+from orchestrator.core.events import Recorded, RoomAwaited, SagaPaused, StepDispatched
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow
+from orchestrator.rooms import GateView
 from orchestrator.views import sub_saga_of
 from shared.names import ORCHESTRATOR_QUEUE
 
@@ -19,6 +20,7 @@ def explain(
     now: datetime,
     *,
     consumed: Collection[str] | None,
+    awaited: Sequence[GateView] = (),
 ) -> str:
     """Why a saga is not moving, or that it has ended.
 
@@ -28,8 +30,36 @@ def explain(
         history: All of it.
         now: The time.
         consumed: Queues that some worker consumes; None where nobody could be asked.
+        awaited: What it waits for room in.
     """
-    return " ".join(_sentences(definition, row, history, now, consumed))
+    return " ".join(
+        [
+            *_sentences(definition, row, history, now, consumed),
+            *(_room(gate, history, now) for gate in awaited if not row.state.paused),
+        ]
+    )
+
+
+def _room(gate: GateView, history: Sequence[Recorded], now: datetime) -> str:
+    """Who is where a saga waits to be let in."""
+    what = f"`{gate.step}`" if gate.step else f"sagas `{gate.name}`"
+    since = next(
+        (
+            f" since {_clock(one.at, now)}"
+            for one in reversed(history)
+            if isinstance(one.event, RoomAwaited) and one.event.step == gate.step
+        ),
+        "",
+    )
+    subject = f"Step {gate.step!r}" if gate.step else "It has not begun: it"
+    limit, full = gate.limit, []
+    if limit.in_flight is not None and gate.in_flight >= limit.in_flight:
+        full.append(f"{gate.in_flight} of {limit.in_flight} {what} in flight")
+    if gate.opens_at is not None:
+        full.append(f"at most {limit.rate} begin, the next one at {_clock(gate.opens_at, now)}")
+    ahead = f"{gate.ahead} wait in front of it" if gate.ahead else "it is the next one"
+    why = f": {' and '.join(full)}" if full else ""
+    return f"{subject} waits for room{since}{why}; {ahead} (`saga limit {gate.name}`)."
 
 
 def _sentences(

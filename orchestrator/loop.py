@@ -5,8 +5,10 @@ decided anew; an empty decision ends there.
 """
 
 from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
+
+import msgspec
 
 from orchestrator import intake, journal, metrics
 from orchestrator.batch import Asked, Batch
@@ -14,15 +16,19 @@ from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Decision, decide
-from orchestrator.core.messages import Message
+from orchestrator.core.messages import Message, Start, Tick
 from orchestrator.outbox import Outbox
-from orchestrator.ports import Change, DeadLetter, SagaRow, Store
+from orchestrator.ports import NO_GATES, Change, DeadLetter, Gate, SagaRow, Store
+from orchestrator.rooms import NO_SHARES, Rooms
 from orchestrator.tracing import SagaTracing
 from shared.clock import Clock
 from shared.errors import ConfigurationError, UnavailableError
 
 CONFLICTS_MAX: Final = 50
 """Times a change is decided anew because somebody else was faster, until something is wrong."""
+
+ADMISSIONS_MAX: Final = 20
+"""Times in a row that one who waits for room may be followed by the next."""
 
 TRACE_RETRY: Final = timedelta(seconds=30)
 """How long an export of spans may take until it counts as lost."""
@@ -38,6 +44,7 @@ class Loop:
         tracing: Makes their spans.
         clock: Tells the time.
         limits: How much one saga may do.
+        rooms: Knows how much all sagas of a name may do.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Loop:
         tracing: SagaTracing,
         clock: Clock,
         limits: Limits,
+        rooms: Rooms,
     ) -> None:
         self._store = store
         self._outbox = outbox
@@ -56,6 +64,7 @@ class Loop:
         self._tracing = tracing
         self._clock = clock
         self._limits = limits
+        self._rooms = rooms
 
     def advance(
         self, work: Sequence[Asked], letters: Sequence[DeadLetter] = ()
@@ -65,21 +74,31 @@ class Loop:
         Returns:
             The sagas that changed and how, and whether their commands reached the broker.
         """
+        freed: set[Gate] = set()
+        done = self._advance(work, letters, freed)
+        if freed:
+            self.admit(freed)
+        return done
+
+    def _advance(
+        self, work: Sequence[Asked], letters: Sequence[DeadLetter], freed: set[Gate]
+    ) -> tuple[dict[str, Change], bool]:
         changed: dict[str, Change] = {}
         published = True
         for _ in range(CONFLICTS_MAX):
             if not (work or letters):
                 return changed, published
-            batch = Batch(self._clock(), self._store.load({one.saga_id for one in work}))
+            batch = self._batch(work)
             refused = [letter for one in work if (letter := self._add(batch, one))]
             letters = [*letters, *refused]
             conflicts = self._commit(batch, letters)
             committed = [one for one in batch.changes() if one.row.saga_id not in conflicts]
             published &= self._follow(batch, committed, letters)
             changed |= {one.row.saga_id: one for one in committed}
-            # A new saga that lost against its twin is not tried again: the caller looks it up.
-            work = [one for one in work if one.saga_id in conflicts and not one.definition]
+            work = [one for one in work if one.saga_id in conflicts and self._again(batch, one)]
             letters = ()
+            if batch.floor is not None:
+                freed |= batch.floor.freed
         raise UnavailableError(f"{CONFLICTS_MAX} conflicts in a row on saga {work[0].saga_id}.")
 
     def advance_together(
@@ -94,7 +113,7 @@ class Loop:
         Returns:
             As `advance`; nothing has changed where somebody else was faster with one of them.
         """
-        batch = Batch(self._clock(), {row.saga_id: row})
+        batch = self._batch(work, {row.saga_id: row})
         for one in work:
             self._add(batch, one)
         if self._commit(batch, (), together=True):
@@ -117,10 +136,39 @@ class Loop:
         self._trace(due, whole=batch.untraced)
         return published
 
+    def admit(self, gates: Collection[Gate] | None = None) -> timedelta | None:
+        """Let in those who wait for room and have it now: the longest waiting sagas first.
+
+        Args:
+            gates: Where there may be room; by default all that this process knows of.
+
+        Returns:
+            How long it takes until a rate lets the next one in; None where nobody waits for that.
+        """
+        limits = self._rooms.gates()
+        asked = {
+            gate: limits[gate] for gate in (limits if gates is None else gates) if gate in limits
+        }
+        for _ in range(ADMISSIONS_MAX if asked else 0):
+            saga_ids, opens_at = self._rooms.to_admit(asked)
+            if not saga_ids:
+                return None if opens_at is None else opens_at - self._clock()
+            # With their slots written anew: one that cannot go on must not stay in front.
+            ticks = [Asked(saga_id=one, message=Tick(), recount=True) for one in saga_ids]
+            self._advance(ticks, (), set())
+        return None
+
+    def audit(self, limit: int) -> bool:
+        """Write slots anew that are not those of their saga; returns whether there may be more."""
+        saga_ids = self._rooms.to_count(limit)
+        self.advance([Asked(saga_id=one, message=Tick(), recount=True) for one in saga_ids])
+        return len(saga_ids) == limit
+
     def preview(self, row: SagaRow, message: Message) -> tuple[Decision, SagaRow]:
         """What a message would lead to, and the saga after it; nothing is stored or sent."""
-        batch = Batch(self._clock(), {row.saga_id: row})
-        decision = self._decide(self.definition_of(row), row, message, batch.now)
+        asked = Asked(saga_id=row.saga_id, message=message)
+        batch = self._batch([asked], {row.saga_id: row})
+        decision = self._decide(self.definition_of(row), row, message, batch)
         if decision.events:
             batch.add(row, decision, None)
         return decision, batch.rows[row.saga_id]
@@ -162,27 +210,62 @@ class Loop:
         definition = self.definition_of(row) if row else asked.definition
         if definition is None:
             return self._refuse(f"There is no saga {asked.saga_id!r}.", asked)
-        decision = self._decide(definition, row, asked.message, batch.now)
+        decision = self._decide(definition, row, asked.message, batch)
         if decision.refused:
             return self._refuse(decision.refused, asked)
-        if decision.state and (decision.events or decision.beat):
-            exported = self._tracing.is_milestone(decision.state, decision.events)
+        shares = None
+        if batch.floor is not None:
+            started_at = row.started_at if row else batch.now
+            shares = batch.floor.shares(definition, row, decision, started_at)
+        if shares is None and asked.recount:
+            shares = NO_SHARES
+        # A timer that turns out to be none any more is set anew, or it would go off for ever.
+        moved = (
+            row is not None
+            and isinstance(asked.message, Tick)
+            and (decision.wake_at != row.wake_at or asked.recount)
+        )
+        if decision.state and (decision.events or decision.beat or moved):
+            exported = bool(decision.events) and self._tracing.is_milestone(
+                decision.state, decision.events
+            )
             if row and row.trace_due_at:
                 batch.untraced.add(asked.saga_id)
-            batch.add(row, decision, batch.now + TRACE_RETRY if exported else None)
+            batch.add(row, decision, batch.now + TRACE_RETRY if exported else None, shares)
         return None
 
+    def _batch(self, work: Sequence[Asked], rows: dict[str, SagaRow] | None = None) -> Batch:
+        now = self._clock()
+        if rows is None:
+            rows = self._store.load({one.saga_id for one in work})
+        begun = [one.definition for one in work if one.definition and one.saga_id not in rows]
+        definitions = [*map(self.definition_of, rows.values()), *begun]
+        return Batch(now, rows, self._rooms.floor(definitions, now))
+
     def _decide(
-        self, definition: Definition, row: SagaRow | None, message: Message, now: datetime
+        self, definition: Definition, row: SagaRow | None, message: Message, batch: Batch
     ) -> Decision:
+        limits = self._limits
+        if batch.floor is not None and (room := batch.floor.room(definition, row, batch.now)):
+            limits = msgspec.structs.replace(limits, room=room)
         return decide(
             definition,
             row.state if row else None,
             message,
-            now,
-            limits=self._limits,
+            batch.now,
+            limits=limits,
             history=row.sequence if row else 0,
         )
+
+    def _again(self, batch: Batch, asked: Asked) -> bool:
+        """Whether what was not committed is decided anew."""
+        if asked.definition is None:
+            return True
+        # A new saga that lost against its twin is not: the caller looks it up.
+        begun = any(one.begun for one in batch.changes() if one.row.saga_id == asked.saga_id)
+        key = asked.message.key if isinstance(asked.message, Start) else None
+        taken = begun and key and self._store.find_by_key(asked.definition.name, key)
+        return begun and not taken
 
     def _refuse(self, reason: str, asked: Asked) -> DeadLetter | None:
         return intake.letter(reason, asked.delivery, self._clock()) if asked.delivery else None
@@ -197,7 +280,11 @@ class Loop:
         published = self._outbox.take_published()
         try:
             conflicts = self._store.commit(
-                changes, published=published, dead_letters=letters, together=together
+                changes,
+                published=published,
+                dead_letters=letters,
+                together=together,
+                gates=batch.floor.limits if batch.floor else NO_GATES,
             )
         except UnavailableError:
             self._outbox.published |= published

@@ -13,10 +13,21 @@ import msgspec
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
+from orchestrator.core.limits import Limit
+from orchestrator.core.room import Slot
 from orchestrator.core.state import SagaState, Status
 from shared.messages import Command, Inbound
 
 NOTHING_TRACED: Final[Mapping[str, datetime]] = MappingProxyType({})
+
+Gate = tuple[str, str]
+"""What a limit is about: the name of a saga, and of a step; an empty one is the saga itself."""
+
+Rank = tuple[int, datetime, str]
+"""Who waits in front: first what undoes (0, not 1), then by the start of the saga and its id."""
+
+NO_GATES: Final[Mapping[Gate, Limit]] = MappingProxyType({})
+NOTHING_BEGUN: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class SagaRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,12 +63,58 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         expected_sequence: Its sequence before; 0 for a new saga.
         events: What happened, with the sequences from ``expected_sequence + 1`` on.
         commands: Go into the outbox.
+        slots: All that the saga holds or waits for afterwards; None where it has no limit, or where
+            that has not changed.
+        begun: How many attempts of each step that has a limit begin with it.
     """
 
     row: SagaRow
     expected_sequence: int
     events: tuple[Recorded, ...]
     commands: tuple[Command, ...]
+    slots: tuple[Slot, ...] | None = None
+    begun: Mapping[str, int] = NOTHING_BEGUN
+
+
+class Crowd(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is at a gate.
+
+    Attributes:
+        in_flight: Slots that are taken.
+        free_at: When the rate's bucket is empty; None where it has not been used.
+        waiting: The first ones that wait, in order, at most as many as were asked for.
+        known: Somebody has asked for this gate's limit before.
+    """
+
+    in_flight: int = 0
+    free_at: datetime | None = None
+    waiting: tuple[Rank, ...] = ()
+    known: bool = True
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator has said of all sagas of a name, until somebody takes it back.
+
+    Attributes:
+        name: Name of the saga.
+        step: Which step; empty for the saga itself.
+        limit: Instead of the one in the definition; None for a pause.
+        reason: Why.
+        by: Who.
+        at: When.
+    """
+
+    name: str
+    step: str = ""
+    limit: Limit | None = None
+    reason: str = ""
+    by: str = ""
+    at: datetime
+
+    @property
+    def kind(self) -> str:
+        """``limit`` or ``pause``."""
+        return "pause" if self.limit is None else "limit"
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +212,7 @@ class Store(Protocol):
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
         together: bool = False,
+        gates: Mapping[Gate, Limit] = NO_GATES,
     ) -> frozenset[str]:
         """Commit all of it in one transaction, but for the sagas that someone else has changed.
 
@@ -166,10 +224,12 @@ class Store(Protocol):
                 they were exported. It is cleared, unless another export is due by now.
             together: All changes or none: where one saga was changed by someone else, nothing at
                 all is committed, and all of them are returned.
+            gates: The limits of what begins with the changes.
 
         Returns:
             Ids of sagas of which *nothing* was committed: their sequence was not the expected
-            one, the id exists already, or their business key is taken by another saga.
+            one, the id exists already, their business key is taken by another saga, or what they
+            begin would be more than a limit allows.
 
         Raises:
             DecodeError: A new id or business key holds a character that no database stores.
@@ -232,6 +292,25 @@ class Store(Protocol):
         Returns:
             Ids of those that were deleted: final ones that existed.
         """
+
+    def crowds(self, gates: Collection[Gate], waiting_max: int) -> dict[Gate, Crowd]:
+        """Who is at these gates, and the first of those who wait at each."""
+
+    def stray_slots(self, known: Collection[Gate], limit: int) -> list[str]:
+        """Ids of sagas whose slots are not of their present state, or at no gate that is known.
+
+        Somebody who did not know of a limit has advanced them. Slots of sagas that are gone are
+        deleted.
+        """
+
+    def controls(self) -> list[Control]:
+        """What operators have said of names, by name and step."""
+
+    def put_control(self, control: Control) -> None:
+        """Keep what an operator says; it replaces what was said of the same before."""
+
+    def drop_control(self, name: str, step: str, kind: str) -> Control | None:
+        """Take it back; returns what it was, if there was any."""
 
     def put_definition(self, definition: Definition, now: datetime) -> None:
         """Keep a definition. The same one again is fine.

@@ -8,9 +8,11 @@ difference does not hide the next one.
 Heartbeats leave no event: a time-out that a heartbeat had put off shows as a difference.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import reduce
+from itertools import product
 from typing import Final, assert_never
 
 import msgspec
@@ -25,6 +27,7 @@ from orchestrator.core.events import (
     HistoryFull,
     Recorded,
     RetryRequested,
+    RoomAwaited,
     SagaCompensated,
     SagaCompleted,
     SagaForked,
@@ -66,6 +69,8 @@ from orchestrator.core.messages import (
     Tick,
     Undo,
 )
+from orchestrator.core.plan import plan_of
+from orchestrator.core.room import begun_by
 from orchestrator.core.state import SagaState, evolve
 from shared.errors import DecodeError
 from shared.ids import Direction
@@ -177,8 +182,10 @@ def _decision(
     tries = []
     # The limit of that time is known only where it was reached.
     reached = (one.event.events_max for one in rest if isinstance(one.event, HistoryFull))
-    limits = Limits(events_max=next(reached, UNLIMITED))
-    for message in _messages([one.event for one in rest if one.at == at], state):
+    events_max = next(reached, UNLIMITED)
+    messages = _messages([one.event for one in rest if one.at == at], state)
+    for message, room in product(messages, _rooms(definition, state, rest)):
+        limits = Limits(events_max=events_max, room=room)
         decision = decide(
             definition, state, message, at, limits=limits, history=first.sequence - 1
         )
@@ -198,6 +205,32 @@ def _decision(
     # One message leads to one decision, at one time; where another one follows cannot be known.
     together = tuple(one.event for one in rest if one.at == at)
     return msgspec.structs.replace(closest, recorded=_up_to_the_next(definition, together))
+
+
+def _rooms(
+    definition: Definition, state: SagaState | None, rest: Sequence[Recorded]
+) -> Iterator[dict[str, int]]:
+    """The room that there may have been when a decision was made, for whatever waited then.
+
+    What others took is not in the history; but what waited had just as much as it was given.
+    """
+    waited = {*(state.awaited if state else ())}
+    used_up: set[str] = set()
+    room: Counter[str] = Counter()
+    after = state
+    for recorded in rest:
+        if recorded.at != rest[0].at:
+            break
+        event, before = recorded.event, after
+        after = evolve(before, event)
+        if isinstance(event, RoomAwaited):
+            waited.add(event.step)
+            used_up.add(event.step)  # what begins after that was decided later
+        begun = begun_by(plan_of(definition, after), before, after, [event])
+        room.update({step: count for step, count in begun.items() if step not in used_up})
+    yield {step: room[step] for step in waited}
+    if waited:
+        yield dict.fromkeys(waited, 0)
 
 
 UNLIMITED: Final = 10**9
@@ -315,6 +348,7 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
             | StepExpanded()
             | StepRecalled()
             | HistoryFull()
+            | RoomAwaited()
             | CompensationStarted()
             | SagaStuck()
             | SagaCompleted()

@@ -15,6 +15,7 @@ from orchestrator.core.events import (
     HistoryFull,
     Recorded,
     RetryRequested,
+    RoomAwaited,
     SagaForked,
     SagaPaused,
     SagaResolved,
@@ -67,6 +68,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         by_hand: An operator said that it, or its undo, counts as done.
         accepted: Its participant has taken it on, and it is completed from elsewhere.
         progress: What the attempt in flight last said of how far it is.
+        awaits_room: Its turn has come, and a limit leaves no room for it yet.
         sub_saga: Id of the saga that its last attempt started; empty for other steps.
         alive_at: When it last said that it is alive.
         copied_from: The saga that did it, from which this one was forked; empty for other steps.
@@ -87,6 +89,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     accepted: bool
     progress: Any
     alive_at: datetime | None
+    awaits_room: bool
     sub_saga: str
     copied_from: str
     heir: str
@@ -129,6 +132,7 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
         duration_ms: From the start to the end, or to the last change so far.
         next_timer: What happens next if nothing arrives.
         paused: Nothing new begins until an operator resumes it.
+        awaits_room: It has not begun, since a limit leaves no room for it yet.
         parent: The step of another saga that it was started for.
         fork: The saga that it was forked from, and where.
         forks: Ids of the sagas that were forked from it.
@@ -149,6 +153,7 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int
     next_timer: TimerView | None
     paused: bool
+    awaits_room: bool
     parent: Parent | None
     fork: ForkedFrom | None
     forks: tuple[str, ...]
@@ -181,6 +186,7 @@ def saga_view(definition: Definition, row: SagaRow, history: Sequence[Recorded])
         duration_ms=_milliseconds(row.started_at, row.updated_at),
         next_timer=_next_timer(definition, row),
         paused=state.paused,
+        awaits_room="" in state.awaited and not state.status.final,
         parent=state.parent,
         fork=state.fork,
         forks=tuple(one.event.to for one in history if isinstance(one.event, SagaForked)),
@@ -229,6 +235,7 @@ def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
             accepted=step.accepted,
             progress=beat.progress if beat else None,
             alive_at=beat.at if beat else None,
+            awaits_room=planned.name in state.awaited and not state.status.final,
             sub_saga=sub_saga_of(planned, state),
             copied_from=step.origin.saga_id if step.origin else "",
             heir=step.heir,
@@ -353,6 +360,8 @@ def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each eve
             | SagaResolved(reason=reason, by=by)
         ):
             return _said_by(by, reason)
+        case RoomAwaited(step=step):
+            return "its limit is reached" if step else "the limit of its name is reached"
         case HistoryFull(events_max=events_max):
             return _full(events_max)
         case SagaStuck():

@@ -15,6 +15,7 @@ from orchestrator.cli.doctor import doctor
 from orchestrator.cli.explaining import explain
 from orchestrator.cli.fork import fork
 from orchestrator.cli.graph import graph
+from orchestrator.cli.limiting import limit
 from orchestrator.cli.logs import logs
 from orchestrator.cli.look import trace
 from orchestrator.cli.operate import add_commands as add_operators
@@ -45,6 +46,7 @@ def make_app() -> typer.Typer:
     add_answers(app)
     add_operators(app)
     app.command("fork")(fork)
+    app.command("limit")(limit)
     app.command("trace")(trace)
     app.command("logs")(logs)
     app.add_typer(make_definitions(markup), name="definitions")

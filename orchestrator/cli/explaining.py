@@ -25,8 +25,9 @@ def explain(
 
     with session.reading() as client:
         definition, row, history = client.story(saga_id)
+        awaited = client.controls.awaited(row)
     consumed = _consumed() if ask and not row.state.status.final else None
-    text = explained(definition, row, history, utc_now(), consumed=consumed)
+    text = explained(definition, row, history, utc_now(), consumed=consumed, awaited=awaited)
     if as_json:
         state = row.state
         output.show_json(

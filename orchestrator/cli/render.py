@@ -126,6 +126,8 @@ def _facts(view: SagaView, now: datetime) -> Iterator[tuple[str, Line]]:
     error = error_line(view)
     if error:
         yield "error", error
+    if view.awaits_room:
+        yield "begins", line(Piece("when there is room within the limit of its name", "yellow"))
     if view.next_timer is not None:
         at = view.next_timer.at
         yield "next", line(f"{view.next_timer.what}, {moment(at, now)} ({away(at, now)})")
@@ -138,7 +140,9 @@ def steps_table(steps: Sequence[StepView]) -> Table:
         [
             (
                 Piece(step.name),
-                phase_piece(step.phase, copied=bool(step.copied_from)),
+                Piece("waits for room", "yellow")
+                if step.awaits_room
+                else phase_piece(step.phase, copied=bool(step.copied_from)),
                 Piece(_count(step.attempts)),
                 Piece(_count(step.undo_attempts)),
                 Piece(step.queue),
@@ -220,6 +224,8 @@ def definition_blocks(definition: Definition) -> Iterator[Block]:
     if _is_in_order(definition):  # then "after" says nothing new
         headers, rows = headers[:-1], [row[:-1] for row in rows]
     yield Table(tuple(headers), rows, right=frozenset({"TIMEOUT", "ATTEMPTS"}))
+    for step, limit in definition.limits.items():
+        yield line(Piece("limit  ", "dim"), f"{step}: {limit}" if step else str(limit))
     if definition.pivot:
         yield line(Piece("pivot  ", "dim"), f"{definition.pivot.name}; after it only forward")
 

@@ -13,6 +13,7 @@ import msgspec
 from orchestrator.core.definition import Gather, Retry, Saga, Sleep, Step, SubSaga, WaitFor
 from orchestrator.core.eventing import eventing_problems
 from orchestrator.core.graph_checks import graph_problems
+from orchestrator.core.limits import limit_problems
 from orchestrator.core.references import Input, Item, Literal, Output, references_in
 from shared import codec
 from shared.backoff import Backoff
@@ -43,6 +44,8 @@ def saga_problems(saga: Saga) -> list[str]:
         found.append(f"version is {saga.version}; it must be 1 or more")
     if saga.deadline is not None:
         found += _duration_problems("deadline", saga.deadline)
+    if saga.limit is not None:
+        found += [f"limit.{problem}" for problem in limit_problems(saga.limit)]
     found += _input_type_problems(saga.input)
     if not 1 <= len(saga.steps) <= STEPS_MAX:
         found.append(f"it has {len(saga.steps)} steps; between 1 and {STEPS_MAX} are allowed")
@@ -168,6 +171,10 @@ def _step_problems(step: Step) -> list[str]:
             if policy.by_kind:
                 found.append(f"{field}.by_kind[{kind!r}] has a by_kind of its own; leave it out")
     found += _each_problems(step)
+    if step.limit is not None:
+        found += [f"limit.{problem}" for problem in limit_problems(step.limit)]
+        if isinstance(step.action, WaitFor | Sleep):
+            found.append("it only waits, which takes no room; leave the limit out")
     for argument, value in (step.payload or {}).items():
         found += [f"payload {argument!r} {problem}" for problem in _argument_problems(value)]
         if argument == UNDO_ARGUMENT:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator.core.event_terms import PlannedPublication
+from orchestrator.core.limits import Limit
 from orchestrator.core.references import (
     Condition,
     Input,
@@ -36,6 +37,7 @@ __all__ = [
     "Gather",
     "Input",
     "Item",
+    "Limit",
     "Literal",
     "NothingToUndo",
     "Output",
@@ -121,6 +123,7 @@ class Step(msgspec.Struct, frozen=True):
             the outputs. Its payload refers to the item with `Item`.
         items_max: Longest list that is taken; a longer one rejects the step.
         items_at_once: Most items in flight at a time; None means all of them.
+        limit: How much of it all sagas of the name may do together; None means any amount.
         retry: Policy of the action.
         compensation_retry: Policy of the compensation.
         pivot: Point of no return: before it a failure compensates, after it there is only forward.
@@ -144,6 +147,7 @@ class Step(msgspec.Struct, frozen=True):
     each: Input | Output | None = None
     items_max: int = 100
     items_at_once: int | None = None
+    limit: Limit | None = None
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +173,7 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
     items_max: int = 100
     items_at_once: int | None = None
     group: str = ""
+    limit: Limit | None = None
 
     @property
     def waits(self) -> bool:
@@ -208,6 +213,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         input_schema: JSON Schema of the input type, so that a change of it is seen.
         steps: In the order in which they were declared.
         publishes: Events at milestones.
+        limit: How many sagas of the name may be in flight, and begin in a time.
     """
 
     name: str
@@ -216,6 +222,13 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     input_schema: dict[str, Any]
     steps: tuple[PlannedStep, ...]
     publishes: tuple[PlannedPublication, ...] = ()
+    limit: Limit | None = None
+
+    @cached_property
+    def limits(self) -> dict[str, Limit]:
+        """What it limits: step to limit, the saga itself under the empty name."""
+        declared = {"": self.limit, **{step.name: step.limit for step in self.steps}}
+        return {name: limit for name, limit in declared.items() if limit is not None}
 
     @cached_property
     def plans(self) -> dict[tuple[tuple[str, int], ...], "Definition"]:
@@ -269,6 +282,8 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         starts_on: An event (a subclass of `shared.bus.Event`, or `StartsOn`) that starts a saga.
         publishes: Milestone to event, or to `Publish`: ``started``, ``completed``,
             ``compensated``, ``stuck``, or `eventing.succeeded` of a step.
+        limit: How many sagas of the name may be in flight, and begin in a time; None means any
+            number.
 
     Raises:
         DefinitionError: With every mistake, each named.
@@ -281,6 +296,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     deadline: timedelta | None = None
     starts_on: Any = None
     publishes: Mapping[str, Any] = {}
+    limit: Limit | None = None
 
     def __post_init__(self) -> None:
         """Report all mistakes at once."""
@@ -307,6 +323,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             input_schema=msgspec.json.schema(self.input),
             steps=planned_steps(self.steps),
             publishes=planned_publications(self),
+            limit=self.limit,
         )
 
     def check_input(self, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -376,6 +393,7 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
         each=step.each,
         items_max=step.items_max,
         items_at_once=step.items_at_once,
+        limit=step.limit,
     )
 
 

@@ -260,6 +260,18 @@ class HistoryFull(msgspec.Struct, frozen=True, kw_only=True, tag="history_full")
     events_max: int
 
 
+class RoomAwaited(msgspec.Struct, frozen=True, kw_only=True, tag="room_awaited"):
+    """Its turn has come, and a limit that sagas share leaves no room for it yet.
+
+    Attributes:
+        step: By its name in the definition, one word for all runs of a list; empty for the saga,
+            which has not begun.
+    """
+
+    step: str = ""
+    direction: Direction = "action"
+
+
 class SagaPaused(msgspec.Struct, frozen=True, kw_only=True, tag="saga_paused"):
     """An operator: nothing new begins until it is resumed."""
 
@@ -348,6 +360,7 @@ Event = (
     | CompensationStarted
     | SagaStuck
     | HistoryFull
+    | RoomAwaited
     | SagaPaused
     | SagaResumed
     | RetryRequested
@@ -376,6 +389,8 @@ def about(event: Event) -> tuple[str, Direction, int | None] | None:
             return event.step, "action", None
         case SagaStuck() | RetryRequested() | StepSkipped():
             return event.step, event.direction, None
+        case RoomAwaited(step=step) if step:
+            return step, event.direction, None
         case _:
             return None
 

@@ -11,6 +11,7 @@ about *what follows* is written once, whatever message made it true:
     backward                a step is undone once everything after it is cleared
     the end                 all succeeded: completed; all cleared: compensated
     paused                  facts are taken, and nothing follows from them until it is resumed
+    no room                 a limit that sagas share is reached: what would begin waits for it
 
 Three rules decide the hard cases (DESIGN.md, section 4):
 
@@ -22,7 +23,9 @@ Three rules decide the hard cases (DESIGN.md, section 4):
   counts as passed: it is tried again, and is stuck when it gives up.
 """
 
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -35,6 +38,7 @@ from orchestrator.core.events import (
     CompensationStarted,
     Event,
     HistoryFull,
+    RoomAwaited,
     SagaCompensated,
     SagaCompleted,
     SagaStuck,
@@ -48,6 +52,7 @@ from orchestrator.core.messages import Cancel, Heartbeat, Message, Start, Tick
 from orchestrator.core.plan import plan_of
 from orchestrator.core.reactions import alive, react
 from orchestrator.core.refusals import why_not
+from orchestrator.core.room import Room, lacking, less
 from orchestrator.core.state import Phase, SagaState, evolve
 from orchestrator.core.terms import (
     IN_FLIGHT,
@@ -63,6 +68,7 @@ from shared.ids import Direction
 from shared.messages import Command, Failure
 
 NO_LIMITS: Final = Limits()
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 __all__ = ["Cancel", "Decision", "Message", "Start", "Tick", "decide"]
 
@@ -76,6 +82,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         commands: What to send once the events are stored.
         wake_at: When the saga wants a `Tick`, if it does.
         beat: A heartbeat counted: the state and `wake_at` are new, without an event.
+        awaiting: Steps whose turn has come, and what they wait for room in: the step's name in the
+            definition, or the empty name for the saga.
         refused: Why the message cannot be acted on; empty for all but operator mistakes and
             replies that this saga never asked for.
     """
@@ -85,6 +93,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     commands: tuple[Command, ...] = ()
     wake_at: datetime | None = None
     beat: bool = False
+    awaiting: Mapping[str, str] = _NOTHING
     refused: str = ""
 
 
@@ -122,25 +131,34 @@ def decide(
         commands += commands_of(plan, state, event, now)
     if isinstance(message, Heartbeat) and state is not None:
         after = alive(plan, state, message, now)
-        return Decision(state=after, beat=after is not state, wake_at=wake_at(definition, after))
+        awaiting = _awaiting(plan, after, limits.room, now)
+        return Decision(
+            state=after,
+            beat=after is not state,
+            wake_at=wake_at(definition, after, awaiting=awaiting),
+            awaiting=awaiting,
+        )
     if state is None or not (events or isinstance(message, Tick)):
         return Decision(state=state)
-    crowded = False
-    while (wanted := _next(plan := plan_of(definition, state), state, now)) is not None:
+    crowded, room = False, limits.room
+    while (wanted := _next(plan := plan_of(definition, state), state, now, room)) is not None:
         if isinstance(wanted, StepDispatched):
             if history + len(events) >= limits.events_max:
                 wanted = HistoryFull(events_max=limits.events_max)
             elif crowded := _crowded(plan, state, limits):
                 break
+        room = less(plan, state, room, wanted)
         state = evolve(state, wanted)
         events.append(wanted)
         commands += commands_of(plan, state, wanted, now)
+    awaiting = _NOTHING if crowded else _awaiting(plan, state, room, now)
     commands += publications(definition, state, events, now)
     return Decision(
         state=state,
         events=tuple(events),
         commands=tuple(commands),
-        wake_at=wake_at(definition, state, crowded=crowded),
+        wake_at=wake_at(definition, state, crowded=crowded, awaiting=awaiting),
+        awaiting=awaiting,
     )
 
 
@@ -152,37 +170,63 @@ def _crowded(plan: Definition, state: SagaState, limits: Limits) -> bool:
     return flying >= limits.in_flight_max
 
 
-def _next(definition: Definition, state: SagaState, now: datetime) -> Event | None:
+def _next(definition: Definition, state: SagaState, now: datetime, room: Room) -> Event | None:
     """The one event that the state asks for; None when there is nothing to do but wait."""
+    for wanted in _wanted(definition, state, now):
+        closed = lacking(definition, state, room, wanted)
+        if closed is None:
+            return wanted
+        if closed not in state.awaited and isinstance(wanted, StepDispatched):
+            return RoomAwaited(step=closed, direction=wanted.direction)
+    return None
+
+
+def _awaiting(
+    definition: Definition, state: SagaState, room: Room, now: datetime
+) -> Mapping[str, str]:
+    """What waits for room, and in what, once all else has been done."""
+    if not room:
+        return _NOTHING
+    return {
+        wanted.step: closed
+        for wanted in _wanted(definition, state, now)
+        if isinstance(wanted, StepDispatched)
+        and (closed := lacking(definition, state, room, wanted)) is not None
+    }
+
+
+def _wanted(definition: Definition, state: SagaState, now: datetime) -> Iterator[Event]:
+    """The event that the state asks for; where that is an attempt that has no room, the next one."""
     if state.status.final:
-        return None
+        return
     if state.backward or state.cause:
         for planned in definition.steps:
             if gave_up(definition, state, planned) and not state.step(planned.name).stuck:
                 direction: Direction = "compensation" if state.backward else "action"
-                return SagaStuck(step=planned.name, direction=direction)
+                yield SagaStuck(step=planned.name, direction=direction)
     turning = turning_back(definition, state)
     for planned in definition.without_task:
         if (over := waits.ended(planned, state, now, turning=turning)) is not None:
-            return over
+            yield over
         held = state.paused or state.full
         called_back = turning and not held and isinstance(planned.action, SubSaga)
         step = state.step(planned.name)
         if called_back and step.phase is Phase.RUNNING and not step.recalled:
-            return sub_sagas.recalled(planned.name, step, "the saga it belongs to turned back")
+            yield sub_sagas.recalled(planned.name, step, "the saga it belongs to turned back")
     if state.paused or state.full:
-        return None
+        return
     if state.backward:
-        return _next_backward(definition, state, now)
-    if turning:
-        in_flight = any(step.phase is Phase.RUNNING for step in state.steps.values())
-        return None if in_flight else CompensationStarted()
-    return _next_forward(definition, state, now)
+        yield from _wanted_backward(definition, state, now)
+    elif turning:
+        if not any(step.phase is Phase.RUNNING for step in state.steps.values()):
+            yield CompensationStarted()
+    else:
+        yield from _wanted_forward(definition, state, now)
 
 
-def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Event | None:
+def _wanted_forward(definition: Definition, state: SagaState, now: datetime) -> Iterator[Event]:
     if state.not_before and now < state.not_before:
-        return None
+        return
     done = True
     for planned in definition.steps:
         step = state.step(planned.name)
@@ -194,10 +238,11 @@ def _next_forward(definition: Definition, state: SagaState, now: datetime) -> Ev
             is_done(definition, state, name) for name in planned.after
         )
         if (due or ready) and _has_room(planned, definition, state):
-            return (
+            yield (
                 _dispatched(planned, state, "action", now) if due else _begun(planned, state, now)
             )
-    return SagaCompleted() if done else None
+    if done:
+        yield SagaCompleted()
 
 
 def _begun(planned: PlannedStep, state: SagaState, now: datetime) -> Event:
@@ -232,16 +277,17 @@ def _has_room(planned: PlannedStep, definition: Definition, state: SagaState) ->
     return flying < planned.items_at_once
 
 
-def _next_backward(definition: Definition, state: SagaState, now: datetime) -> Event | None:
+def _wanted_backward(definition: Definition, state: SagaState, now: datetime) -> Iterator[Event]:
     clear = cleared(definition, state)
     for planned in definition.steps:
         step = state.step(planned.name)
         undoable = planned.undo_task is not None and may_stand(step)
         if undoable and all(name in clear for name in definition.successors[planned.name]):
-            return _dispatched(planned, state, "compensation", now)
+            yield _dispatched(planned, state, "compensation", now)
         if step.phase is Phase.UNDO_RETRYING and step.due_at and step.due_at <= now:
-            return _dispatched(planned, state, "compensation", now)
-    return SagaCompensated() if len(clear) == len(definition.steps) else None
+            yield _dispatched(planned, state, "compensation", now)
+    if len(clear) == len(definition.steps):
+        yield SagaCompensated()
 
 
 def _dispatched(

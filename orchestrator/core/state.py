@@ -25,6 +25,7 @@ from orchestrator.core.events import (
     HistoryFull,
     Origin,
     RetryRequested,
+    RoomAwaited,
     SagaCompensated,
     SagaCompleted,
     SagaForked,
@@ -181,6 +182,8 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         beats: Signs of life of the attempts in flight, by step. They alone are no part of the
             fold: a long step sends thousands of them, and only the last one matters, and only
             until the attempt ends. So they stand in the row and not in the history.
+        awaited: What waits for room within a limit: steps, by their name in the definition, and the
+            empty name for the saga itself.
     """
 
     saga_id: str
@@ -204,6 +207,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     undo_attempt: int | None = None
     items: dict[str, int] = {}
     beats: dict[str, Beat] = {}
+    awaited: tuple[str, ...] = ()
 
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
@@ -295,6 +299,8 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             return _with_status(_replace(state, paused=False, full=False))
         case HistoryFull():
             return _with_status(_replace(state, full=True))
+        case RoomAwaited(step=name):
+            return _replace(state, awaited=(*state.awaited, name))
         case RetryRequested():
             return _retry(state, event)
         case StepSkipped():
@@ -407,7 +413,7 @@ def _turn_back(state: SagaState) -> SagaState:
         else step
         for name, step in state.steps.items()
     }
-    return _with_status(_replace(state, backward=True, steps=steps))
+    return _with_status(_replace(state, backward=True, steps=steps, awaited=()))
 
 
 def _because(state: SagaState, cause: Cause) -> SagaState:
@@ -419,7 +425,18 @@ def _with_step(state: SagaState, name: str, **changes: Any) -> SagaState:
     beats = state.beats
     if name in beats:
         beats = {other: beat for other, beat in beats.items() if other != name}
-    return _with_status(_replace(state, steps={**state.steps, name: step}, beats=beats))
+    awaited = _still_awaited(state, name, step) if state.awaited else ()
+    return _with_status(
+        _replace(state, steps={**state.steps, name: step}, beats=beats, awaited=awaited)
+    )
+
+
+def _still_awaited(state: SagaState, name: str, step: StepState) -> tuple[str, ...]:
+    """What waits on when something has happened to a step: other runs of a list may."""
+    over = {name}
+    if step.phase in {Phase.RUNNING, Phase.UNDOING}:
+        over |= {"", name.partition("[")[0]}
+    return tuple(other for other in state.awaited if other not in over)
 
 
 def _with_status(state: SagaState) -> SagaState:

@@ -68,6 +68,11 @@ def unsafe(planned: PlannedStep) -> bool:
     return planned.pivot and planned.compensation is None
 
 
+def has_begun(state: SagaState) -> bool:
+    """Whether anything of the saga has begun."""
+    return state.backward or any(step.attempt for step in state.steps.values())
+
+
 def deadline_applies(definition: Definition, state: SagaState) -> bool:
     """Whether the saga's deadline would still change something."""
     return state.cause is None and not state.backward and not irrevocable(definition, state)

@@ -1,5 +1,6 @@
 """When a saga does something by itself: the timers of its steps, its retries, its deadline."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from orchestrator.core.definition import TIMED_OUT, Definition
@@ -10,6 +11,7 @@ from orchestrator.core.terms import (
     WAITING,
     attempts,
     deadline_applies,
+    has_begun,
     turning_back,
     unsafe,
 )
@@ -18,13 +20,20 @@ from shared.ids import Direction, idempotency_key
 from shared.messages import Failure
 
 
-def wake_at(definition: Definition, state: SagaState, *, crowded: bool = False) -> datetime | None:
+def wake_at(
+    definition: Definition,
+    state: SagaState,
+    *,
+    crowded: bool = False,
+    awaiting: Collection[str] = (),
+) -> datetime | None:
     """The next moment at which the saga does something by itself; None when it only waits.
 
     Args:
         definition: The definition that the saga runs on.
         state: Its state.
         crowded: Too much is in flight for another attempt: one of those has to end before.
+        awaiting: Steps whose turn has come, and that wait for room: whoever makes it wakes them.
     """
     if state.status.final:
         return None
@@ -36,12 +45,14 @@ def wake_at(definition: Definition, state: SagaState, *, crowded: bool = False) 
     times = [
         at
         for name, step in state.steps.items()
-        if step.phase not in held and (at := due_at(state, name)) is not None
+        if step.phase not in held
+        and (at := due_at(state, name)) is not None
+        and not (name in awaiting and step.phase in WAITING)
     ]
     if state.deadline_at and deadline_applies(definition, state):
         times.append(state.deadline_at)
-    begun = state.backward or any(step.attempt for step in state.steps.values())
-    if state.not_before and not (begun or state.paused or state.full):
+    held_back = state.paused or state.full or awaiting
+    if state.not_before and not (has_begun(state) or held_back):
         times.append(state.not_before)
     return min(times, default=None)
 

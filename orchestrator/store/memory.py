@@ -11,18 +11,25 @@ from typing_extensions import override
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event, Recorded
+from orchestrator.core.limits import Limit
+from orchestrator.core.room import Slot
 from orchestrator.core.state import ACTIVE, SagaState, Status
 from orchestrator.ports import (
+    NO_GATES,
     NOTHING_TRACED,
     Change,
+    Control,
+    Crowd,
     DeadLetter,
+    Gate,
+    Rank,
     SagaRow,
     SagaSummary,
     Store,
     Survey,
     summary_of,
 )
-from orchestrator.store import rows
+from orchestrator.store import admission, rows
 from orchestrator.store.definitions import check_same
 from shared.messages import Command
 
@@ -34,6 +41,23 @@ class _Saga(msgspec.Struct):
     state: Any
     history: list[tuple[int, datetime, Any]]
     commands: dict[str, Any]
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """Slots of a saga, as they were written."""
+
+    name: str
+    slots: tuple[Slot, ...]
+    rank: Rank
+    sequence: int
+
+    def taken_at(self, gate: Gate) -> int:
+        """How many are taken at a gate."""
+        return sum((self.name, one.step) == gate and not one.waiting for one in self.slots)
+
+    def waits_at(self, gate: Gate) -> bool:
+        """Whether one waits there."""
+        return any((self.name, one.step) == gate and one.waiting for one in self.slots)
 
 
 class _Unpublished(msgspec.Struct):
@@ -73,6 +97,9 @@ class MemoryStore(Store):
         self._sagas: dict[str, _Saga] = {}
         self._keys: dict[tuple[str, str | None], str] = {}
         self._outbox: dict[str, _Unpublished] = {}
+        self._slots: dict[str, _Held] = {}
+        self._gates: dict[Gate, datetime | None] = {}
+        self._controls: dict[tuple[str, str, str], Control] = {}
         self._definitions: dict[tuple[str, int], str] = {}
         self._dead_letters: list[DeadLetter] = []
         self._dead_letters_ever = 0
@@ -104,19 +131,23 @@ class MemoryStore(Store):
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
         together: bool = False,
+        gates: Mapping[Gate, Limit] = NO_GATES,
     ) -> frozenset[str]:
         with self._lock:
             if self._before_commit:
                 self._before_commit()
             prepared = [(change, self._prepared(change)) for change in changes]
-            if together and not all(self._fits(change) for change in changes):
+            refused = self._refused(changes, gates)
+            if together and (refused or not all(self._fits(change) for change in changes)):
                 return frozenset(change.row.saga_id for change in changes)
             for saga_id, due_at in traced.items():
                 saga = self._sagas.get(saga_id)
                 if saga and saga.row.trace_due_at == due_at:
                     saga.row = msgspec.structs.replace(saga.row, trace_due_at=None)
             conflicts = {
-                change.row.saga_id for change, saga in prepared if not self._apply(change, saga)
+                change.row.saga_id
+                for change, saga in prepared
+                if change.row.saga_id in refused or not self._apply(change, saga)
             }
             for command_id in published:
                 self._outbox.pop(command_id, None)
@@ -240,6 +271,51 @@ class MemoryStore(Store):
             }
             return frozenset(gone)
 
+    # Room within limits ----------------------------------------------------------------------
+
+    @override
+    def crowds(self, gates: Collection[Gate], waiting_max: int) -> dict[Gate, Crowd]:
+        with self._lock:
+            return {
+                gate: Crowd(
+                    in_flight=sum(one.taken_at(gate) for one in self._slots.values()),
+                    free_at=self._gates.get(gate),
+                    waiting=tuple(
+                        sorted(one.rank for one in self._slots.values() if one.waits_at(gate))
+                    )[:waiting_max],
+                    known=gate in self._gates,
+                )
+                for gate in gates
+            }
+
+    @override
+    def stray_slots(self, known: Collection[Gate], limit: int) -> list[str]:
+        with self._lock:
+            for saga_id in self._slots.keys() - self._sagas.keys():
+                del self._slots[saga_id]
+            stray = [
+                saga_id
+                for saga_id, held in self._slots.items()
+                if held.sequence != self._sagas[saga_id].row.sequence
+                or any((held.name, slot.step) not in known for slot in held.slots)
+            ]
+            return sorted(stray)[:limit]
+
+    @override
+    def controls(self) -> list[Control]:
+        with self._lock:
+            return [control for _, control in sorted(self._controls.items())]
+
+    @override
+    def put_control(self, control: Control) -> None:
+        with self._lock:
+            self._controls[control.name, control.step, control.kind] = control
+
+    @override
+    def drop_control(self, name: str, step: str, kind: str) -> Control | None:
+        with self._lock:
+            return self._controls.pop((name, step, kind), None)
+
     @override
     def put_definition(self, definition: Definition, now: datetime) -> None:
         with self._lock:
@@ -315,6 +391,35 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Nothing is held."""
 
+    def _refused(self, changes: Sequence[Change], gates: Mapping[Gate, Limit]) -> set[str]:
+        """Ids of sagas whose changes begin more than there is room for."""
+        fresh = [
+            change
+            for change in changes
+            if change.expected_sequence
+            == (saga.row.sequence if (saga := self._sagas.get(change.row.saga_id)) else 0)
+        ]
+        asked = admission.asked_of(fresh, gates)
+        if not asked:
+            return set()
+        held = self._slots.values()
+        let_in = admission.admit(
+            fresh,
+            gates,
+            free_at={gate: self._gates.setdefault(gate, None) for gate in asked},
+            taken=Counter({gate: sum(one.taken_at(gate) for one in held) for gate in asked}),
+            taken_by=Counter(
+                {
+                    (saga_id, gate): one.taken_at(gate)
+                    for saga_id, one in self._slots.items()
+                    for gate in asked
+                }
+            ),
+        )
+        self._gates |= let_in.free_at
+        kept = {change.row.saga_id for change in let_in.changes}
+        return {change.row.saga_id for change in fresh} - kept
+
     def _fits(self, change: Change) -> bool:
         """Whether nobody else has changed the saga, or taken its business key."""
         row, state = change.row, change.row.state
@@ -334,6 +439,11 @@ class MemoryStore(Store):
         if before:
             after.history = [*before.history, *after.history]
         self._sagas[row.saga_id] = after
+        if change.slots is not None:
+            rank = (int(not state.backward), row.started_at, row.saga_id)
+            self._slots[row.saga_id] = _Held(state.name, change.slots, rank, row.sequence)
+            if not change.slots:
+                del self._slots[row.saga_id]
         for command_id, command in after.commands.items():
             self._outbox[command_id] = _Unpublished(
                 row.updated_at, row.saga_id, command, row.updated_at

@@ -15,19 +15,24 @@ from typing_extensions import override
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
+from orchestrator.core.limits import Limit
 from orchestrator.core.state import Status
 from orchestrator.ports import (
+    NO_GATES,
     NOTHING_TRACED,
     Change,
+    Control,
+    Crowd,
     DeadLetter,
+    Gate,
     SagaRow,
     SagaSummary,
     Store,
     Survey,
 )
+from orchestrator.store import controls, rows, schema, slots
 from orchestrator.store import reseal as resealing
-from orchestrator.store import rows, schema
-from orchestrator.store.database import Database
+from orchestrator.store.database import Database, Hot
 from orchestrator.store.definitions import check_same
 from orchestrator.store.statements import PostgresqlStatements, SqliteStatements
 from orchestrator.store.survey import survey
@@ -231,13 +236,16 @@ class SqlStore(Store):
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
         together: bool = False,
+        gates: Mapping[Gate, Limit] = NO_GATES,
     ) -> frozenset[str]:
         for change in changes:
             if not change.expected_sequence:
                 rows.require_storable(change.row.saga_id, "The saga id")
                 rows.require_storable(change.row.state.key, "The business key")
         try:
-            won = self._commit(changes, published, dead_letters, traced, together=together)
+            won = self._commit(
+                changes, published, dead_letters, traced, together=together, gates=gates
+            )
         except _ApartError:
             won = []
         return frozenset(change.row.saga_id for change in changes) - {
@@ -252,32 +260,44 @@ class SqlStore(Store):
         traced: Mapping[str, datetime],
         *,
         together: bool,
+        gates: Mapping[Gate, Limit],
     ) -> list[Change]:
         """Commit; returns the changes that nobody else was faster with."""
-        known = {change.row.saga_id for change in changes if change.expected_sequence}
-        # By key: two batches that begin the same sagas must not wait for each other in a circle.
-        new = sorted((change for change in changes if not change.expected_sequence), key=_identity)
-        with self.database.hot_writing() as connection:
-            locked = known | set(traced)
-            current = self._hot.sequences(connection, locked) if locked else {}
-            if traced:
-                self._hot.clear_traces(connection, traced)
-            inserted = self._hot.insert(connection, new) if new else set()
-            won = [
-                change
-                for change in changes
-                if change.row.saga_id in inserted
-                or (
-                    change.expected_sequence
-                    and current.get(change.row.saga_id) == change.expected_sequence
-                )
-            ]
+        limited = any(change.slots is not None for change in changes)
+        opened = self.database.writing() if limited else self.database.hot_writing()
+        with opened as connection:
+            fresh = self._fresh(connection, changes, traced)
+            if isinstance(connection, sa.Connection) and limited:
+                fresh = slots.admit(connection, fresh, gates)
+            won = self._write(connection, fresh, published)
             if together and len(won) < len(changes):
                 raise _ApartError
-            if won or published:
-                self._hot.write(connection, won, published)
+            if isinstance(connection, sa.Connection) and limited:
+                slots.write(connection, won)
             if dead_letters:
                 self._hot.put_aside(connection, dead_letters)
+        return won
+
+    def _fresh(
+        self, connection: Hot, changes: Sequence[Change], traced: Mapping[str, datetime]
+    ) -> list[Change]:
+        """Those that nobody else has overtaken; their sagas are locked, but for new ones."""
+        locked = {one.row.saga_id for one in changes if one.expected_sequence} | set(traced)
+        current = self._hot.sequences(connection, locked) if locked else {}
+        if traced:
+            self._hot.clear_traces(connection, traced)
+        return [one for one in changes if current.get(one.row.saga_id, 0) == one.expected_sequence]
+
+    def _write(
+        self, connection: Hot, changes: Sequence[Change], published: Collection[str]
+    ) -> list[Change]:
+        """Write changes; returns them without new sagas whose id or key is taken."""
+        # By key: two batches that begin the same sagas must not wait for each other in a circle.
+        new = sorted((one for one in changes if not one.expected_sequence), key=_identity)
+        inserted = self._hot.insert(connection, new) if new else set()
+        won = [one for one in changes if one.expected_sequence or one.row.saga_id in inserted]
+        if won or published:
+            self._hot.write(connection, won, published)
         return won
 
     # Retention -------------------------------------------------------------------------------
@@ -364,6 +384,33 @@ class SqlStore(Store):
     def survey(self, late_before: datetime) -> Survey:
         with self.database.reading() as connection:
             return survey(connection, late_before)
+
+    # Room within limits ----------------------------------------------------------------------
+
+    @override
+    def crowds(self, gates: Collection[Gate], waiting_max: int) -> dict[Gate, Crowd]:
+        with self.database.reading() as connection:
+            return slots.crowds(connection, gates, waiting_max)
+
+    @override
+    def stray_slots(self, known: Collection[Gate], limit: int) -> list[str]:
+        with self.database.writing() as connection:
+            return slots.stray(connection, known, limit)
+
+    @override
+    def controls(self) -> list[Control]:
+        with self.database.reading() as connection:
+            return controls.read(connection)
+
+    @override
+    def put_control(self, control: Control) -> None:
+        with self.database.writing() as connection:
+            controls.put(connection, control)
+
+    @override
+    def drop_control(self, name: str, step: str, kind: str) -> Control | None:
+        with self.database.writing() as connection:
+            return controls.drop(connection, name, step, kind)
 
     # Definitions and dead letters ------------------------------------------------------------
 

@@ -123,6 +123,58 @@ SAGA_OUTBOX: Final = sa.Table(
 sa.Index("ix_saga_outbox_handed_out_at", SAGA_OUTBOX.c.handed_out_at)
 sa.Index("ix_saga_outbox_committed_at", SAGA_OUTBOX.c.committed_at)
 
+SAGA_SLOT: Final = sa.Table(
+    "saga_slot",
+    METADATA,
+    sa.Column("saga_id", sa.Text, primary_key=True),
+    # The step, or its run for one item; empty for the saga itself.
+    sa.Column("run", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("step", sa.Text, nullable=False),
+    # 0 takes room, 1 waits for it.
+    sa.Column("waiting", sa.SmallInteger, nullable=False),
+    # The order of those who wait: what undoes first, then the oldest saga.
+    sa.Column("urgency", sa.SmallInteger, nullable=False),
+    sa.Column("started_at", Instant, nullable=False),
+    # Of the saga when this was written: where it is another one, somebody has forgotten the slots.
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.CheckConstraint("waiting IN (0, 1)", name="waiting"),
+    sa.CheckConstraint("urgency IN (0, 1)", name="urgency"),
+)
+sa.Index(
+    "ix_saga_slot_gate",
+    SAGA_SLOT.c.name,
+    SAGA_SLOT.c.step,
+    SAGA_SLOT.c.waiting,
+    SAGA_SLOT.c.urgency,
+    SAGA_SLOT.c.started_at,
+    SAGA_SLOT.c.saga_id,
+)
+
+# A row that whoever takes room locks first, and the time to which a rate is used up.
+SAGA_GATE: Final = sa.Table(
+    "saga_gate",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("step", sa.Text, primary_key=True),
+    sa.Column("free_at", Instant),
+)
+
+SAGA_CONTROL: Final = sa.Table(
+    "saga_control",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("step", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("in_flight", sa.Integer),
+    sa.Column("rate", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("asked_by", sa.Text, nullable=False),
+    sa.Column("asked_at", Instant, nullable=False),
+    sa.CheckConstraint("kind IN ('limit', 'pause')", name="kind"),
+    sa.CheckConstraint("in_flight >= 1", name="in_flight"),
+)
+
 SAGA_DEFINITION: Final = sa.Table(
     "saga_definition",
     METADATA,

@@ -22,6 +22,7 @@ from orchestrator.core.events import (
     Origin,
     Recorded,
     RetryRequested,
+    RoomAwaited,
     SagaCompensated,
     SagaCompleted,
     SagaForked,
@@ -136,6 +137,7 @@ EVENTS: tuple[Event, ...] = (
     UndoRefused(attempt=2, reason=TEXT),
     SignalReceived(name="ok", data={"approved": True, "comment": TEXT}, by="me"),
     HistoryFull(events_max=100),
+    RoomAwaited(step="a", direction="compensation"),
     SagaPaused(reason=TEXT, by="me"),
     SagaResumed(reason=TEXT, by="me"),
     RetryRequested(

@@ -6,10 +6,11 @@ import pytest
 from orchestrator.ports import Store
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.sql import SqlStore, open_store, upgrade
+from tests.contracts.slot_contract import SlotContract
 from tests.contracts.store_contract import Opener, StoreContract, change, command, row
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, SlotContract):
     @pytest.fixture
     def opener(self) -> Opener:
         """All of them are one: its data are its own."""
@@ -52,7 +53,7 @@ def opener_of(url: str) -> Iterator[Opener]:
         store.close()
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, SlotContract):
     @pytest.fixture
     def opener(self, tmp_path: Path) -> Iterator[Opener]:
         """Each has its own connections to one file."""
@@ -68,7 +69,7 @@ class TestSqliteStore(StoreContract):
         assert opener().load(["s"]) == {"s": row("s")}
 
 
-class TestPostgresStore(StoreContract):
+class TestPostgresStore(StoreContract, SlotContract):
     @pytest.fixture
     def opener(self, postgres_url: str) -> Iterator[Opener]:
         """Each has its own connections to one database."""

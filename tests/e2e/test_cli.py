@@ -327,6 +327,36 @@ def test_a_saga_that_has_ended_is_forked_and_the_fork_undone_whole(dev: Dev) -> 
     assert "undone, copied" in dev.saga("graph", fork).out
 
 
+def test_a_limit_that_an_operator_sets_makes_sagas_wait_for_room(dev: Dev) -> None:
+    """One says so while it waits, and goes on when the one before it has ended."""
+    asked = ("limit", "place-order", "--step", "charge-payment")
+    assert dev.saga("limit").out == ""
+    assert dev.saga(*asked, "--in-flight", "1").code == 2  # it has no reason
+    assert dev.saga(*asked, "--rate", "often", "--reason", "r").code == 2
+    done = dev.saga(*asked, "--in-flight", "1", "--reason", "the bank is slow", "--json")
+    assert done.json[0]["limit"] == {"in_flight": 1, "rate": ""}
+    dev.process("payment").send_signal(SIGSTOP)
+    try:
+        # The orchestrator knows of the limit within a second, and the first one takes the room.
+        ids = [dev.order().json["saga_id"] for _ in range(2)]
+        wait_until(lambda: dev.saga("limit", "--json").json[0]["waiting"] == 1, timeout=20)
+        explained = [dev.saga("explain", saga_id, "--no-ask").out for saga_id in ids]
+        shown = [dev.saga("show", saga_id).out for saga_id in ids]
+    finally:
+        dev.process("payment").send_signal(SIGCONT)
+    second = next(number for number, text in enumerate(explained) if "waits for room" in text)
+    assert "1 of 1 `charge-payment` in flight; it is the next one" in " ".join(
+        explained[second].split()
+    )
+    assert "waits for room" in shown[second]
+    for saga_id in ids:
+        wait_until(partial(lambda it: dev.status(it) == "completed", saga_id), timeout=30)
+    assert "the bank is slow" in dev.saga("limit").out
+    assert dev.saga(*asked, "--reset", "--reason", "it is quick again").code == 0
+    replayed = dev.saga("replay", ids[second])
+    assert replayed.code == 0, replayed.out
+
+
 def travel(dev: Dev, **given: Any) -> str:
     """Book a journey; returns the id of its saga."""
     given = {"booking_id": "b-1", "activities": ["city-tour", "surf-lesson"], **given}

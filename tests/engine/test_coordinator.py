@@ -52,6 +52,8 @@ def test_a_large_batch_is_followed_by_a_rest_before_it_is_acknowledged(size: int
         tick=lambda _: 0,
         republish=lambda *_: 0,
         retrace=lambda _: 0,
+        admit=lambda: None,
+        audit=lambda _: False,
     )
     stopping = Stopping(batches, happened)
     Coordinator(engine, rest=timedelta(seconds=7), stopping=stopping).run()

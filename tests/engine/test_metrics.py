@@ -255,5 +255,5 @@ def test_nothing_is_asked_of_the_store_while_metrics_are_off() -> None:
 
     bench = Bench(store=Unasked())
     coordinator = Coordinator(bench.engine)
-    assert 4 == len(coordinator._chores)
+    assert 6 == len(coordinator._chores)
     bench.engine.close()

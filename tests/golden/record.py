@@ -622,7 +622,10 @@ def every_history() -> dict[str, GoldenHistory]:
     about = "The history is as long as it may be; resumed under the same limit it is stuck again."
     told = (Told(START, 0), done("reserve"), said("charge", Failed(failure=BROKEN)), DUE)
     full = recorded(ORDER, about, (*told, Told(Resume(by="ada"))), few)
-    return {**ordered, **patient, **listed, **linked, "history-full": full}
+    about = "A step waits for room, and its saga is cancelled meanwhile."
+    held = (Told(START, 0), done("reserve"), Told(Tick()), CANCEL, undone("reserve"))
+    no_room = recorded(ORDER, about, held, Limits(room={"reserve": 1, "charge": 0}))
+    return {**ordered, **patient, **listed, **linked, "history-full": full, "no-room": no_room}
 
 
 def recorded(

@@ -12,7 +12,16 @@ from orchestrator.batch import Batch
 from orchestrator.coordinator import Coordinator
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded, StepTimedOut
-from orchestrator.ports import NOTHING_TRACED, Change, DeadLetter, Delivery, SagaRow
+from orchestrator.core.limits import Limit
+from orchestrator.ports import (
+    NO_GATES,
+    NOTHING_TRACED,
+    Change,
+    DeadLetter,
+    Delivery,
+    Gate,
+    SagaRow,
+)
 from shared.ids import derived_span_id
 from shared.messages import Command, Outcome, Succeeded
 from tests.simulation.actors import Plants, SimulatedEngine, SimulatedTracing
@@ -87,6 +96,7 @@ class PlantedStore(SimulatedStore):
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
         together: bool = False,
+        gates: Mapping[Gate, Limit] = NO_GATES,
     ) -> frozenset[str]:
         return super().commit(
             [self.spoilt(change) for change in changes],
@@ -94,6 +104,7 @@ class PlantedStore(SimulatedStore):
             dead_letters=dead_letters,
             traced=traced,
             together=together,
+            gates=gates,
         )
 
     def spoilt(self, change: Change) -> Change:

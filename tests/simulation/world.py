@@ -9,8 +9,17 @@ from typing_extensions import override
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded, about, tag_of
+from orchestrator.core.limits import Limit
 from orchestrator.core.state import Status
-from orchestrator.ports import NOTHING_TRACED, Change, DeadLetter, Delivery, SagaRow
+from orchestrator.ports import (
+    NO_GATES,
+    NOTHING_TRACED,
+    Change,
+    DeadLetter,
+    Delivery,
+    Gate,
+    SagaRow,
+)
 from orchestrator.store.memory import MemoryStore
 from orchestrator.transport.memory import (
     Faults,
@@ -296,6 +305,7 @@ class SimulatedStore(MemoryStore):
         dead_letters: Sequence[DeadLetter] = (),
         traced: Mapping[str, datetime] = NOTHING_TRACED,
         together: bool = False,
+        gates: Mapping[Gate, Limit] = NO_GATES,
     ) -> frozenset[str]:
         world = self._world
         world.io("commit")
@@ -308,6 +318,7 @@ class SimulatedStore(MemoryStore):
             dead_letters=dead_letters,
             traced=traced,
             together=together,
+            gates=gates,
         )
         self._next_due = None
         for change in changes:

@@ -1,0 +1,108 @@
+"""What operators say of all sagas of a name: limits in place of those of the definition."""
+
+import difflib
+from collections.abc import Collection, Sequence
+
+from orchestrator.core.definition import Definition
+from orchestrator.core.limits import Limit, limit_problems
+from orchestrator.engine import Engine
+from orchestrator.ports import Control, SagaRow
+from orchestrator.rooms import GateView
+from shared.clock import Clock
+from shared.errors import InputError, UnknownSaga
+
+
+class Controls:
+    """Keeps what operators say, with who, when and why.
+
+    Args:
+        engine: Whose store it is kept in.
+        clock: Tells the time.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._clock = clock
+
+    def limits(self, name: str | None = None) -> Sequence[GateView]:
+        """The limits in force, with how much of each is used, by name and step.
+
+        Args:
+            name: Only those of this saga.
+        """
+        known = [one for one in self._definitions() if name in {None, one.name}]
+        if name is not None and not known:
+            raise self._unknown(name)
+        return self._engine.gates(known)
+
+    def awaited(self, row: SagaRow) -> Sequence[GateView]:
+        """What a saga waits for room in, and how many wait in front of it."""
+        return self._engine.awaited(row)
+
+    def set_limit(
+        self, name: str, limit: Limit, *, step: str = "", reason: str, by: str = ""
+    ) -> Control:
+        """Limit all sagas of a name, or one of their steps; it holds everywhere within a second.
+
+        What is in flight stays there. What begins from then on waits until there is room.
+
+        Args:
+            name: Name of the saga.
+            limit: In place of that of the definition; `Limit()` for none.
+            step: Which step; empty for the saga.
+            reason: Why; kept with it.
+            by: Who asks; kept with it.
+
+        Raises:
+            UnknownSaga: No definition has that name.
+            InputError: It has no such step, or one that only waits; or the limit is none.
+        """
+        self._require(name, step)
+        problems = limit_problems(limit)
+        if problems:
+            raise InputError(f"The limit {'; '.join(problems)}.", hint="Nothing was changed.")
+        control = Control(
+            name=name, step=step, limit=limit, reason=reason, by=by, at=self._clock()
+        )
+        self._engine.control(control)
+        return control
+
+    def reset_limit(self, name: str, *, step: str = "") -> Control | None:
+        """Take back what `set_limit` said: the definition counts again; returns what it was.
+
+        Raises:
+            UnknownSaga: No definition has that name.
+            InputError: It has no such step.
+        """
+        self._require(name, step)
+        return self._engine.uncontrol(name, step, "limit")
+
+    def _require(self, name: str, step: str) -> None:
+        of_name = [one for one in self._definitions() if one.name == name]
+        if not of_name:
+            raise self._unknown(name)
+        steps = {planned.name: planned for one in of_name for planned in one.steps}
+        if step and step not in steps:
+            guess = _guess(step, steps)
+            raise InputError(
+                f"Saga {name!r} has no step {step!r}.",
+                hint=guess or f"It has {', '.join(steps)}.",
+            )
+        if step and steps[step].waits:
+            raise InputError(f"Step {step!r} of {name!r} only waits, which takes no room.")
+
+    def _definitions(self) -> list[Definition]:
+        in_code = {(one.name, one.version): one.definition for one in self._engine.catalog}
+        stored = {(one.name, one.version): one for one in self._store.definitions()}
+        return [one for _, one in sorted({**stored, **in_code}.items())]
+
+    def _unknown(self, name: str) -> UnknownSaga:
+        known = {one.name for one in self._definitions()}
+        listed = f"Known are: {', '.join(sorted(known)) or 'none'}."
+        return UnknownSaga(f"There is no saga named {name!r}.", hint=_guess(name, known) or listed)
+
+
+def _guess(given: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
