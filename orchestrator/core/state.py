@@ -64,6 +64,8 @@ class Status(StrEnum):
     COMPENSATED = "compensated"
     RESOLVED = "resolved"
 
+    __hash__ = str.__hash__  # that of an enum is written in Python, and asked for all the time
+
     @property
     def final(self) -> bool:
         """Whether nothing follows."""
@@ -91,6 +93,8 @@ class Phase(StrEnum):
     UNDO_RETRYING = "undo_retrying"
     UNDO_FAILED = "undo_failed"
     UNDONE = "undone"
+
+    __hash__ = str.__hash__  # as above
 
 
 class CauseKind(StrEnum):

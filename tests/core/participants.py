@@ -5,12 +5,12 @@ the stored outcome, and an action that comes after its compensation is refused. 
 of it, and what a failed attempt did stands; commands must reach them once and in order.
 """
 
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 
 from shared.ids import Direction
 
 
-class Effect(Enum):
+class Effect(IntEnum):
     """What a participant with the barrier knows about one step of one saga."""
 
     NONE = auto()
@@ -21,6 +21,8 @@ class Effect(Enum):
     """Stood once; a duplicate of the action gets the stored success, and does nothing."""
     CLOSED = auto()
     """Undone before it came, or after it was refused: nothing can happen any more."""
+
+    __hash__ = int.__hash__  # that of an enum is written in Python, and asked for all the time
 
 
 class Choice(Enum):
@@ -42,6 +44,8 @@ class Answer(Enum):
     FAILED = auto()
     FAILED_FOR_GOOD = auto()
     ACCEPTED = auto()
+
+    __hash__ = object.__hash__  # as above
 
 
 _ANSWER_OF = {

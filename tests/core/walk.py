@@ -17,13 +17,16 @@ their own, nor do the crashes of an orchestrator:
 
 A reply that a node ignores is left out of the place. That is sound because it is ignored for ever
 after, which is checked on every edge.
+
+Steps that are alike (of the same kind, after the same and before the same steps) are *twins*: a
+place where they have changed places is the same place, and is walked once.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -43,7 +46,15 @@ from orchestrator.core.messages import (
     Undo,
 )
 from orchestrator.core.plan import plan_of
-from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
+from orchestrator.core.state import (
+    PENDING,
+    Cause,
+    CauseKind,
+    Phase,
+    SagaState,
+    Status,
+    StepState,
+)
 from orchestrator.core.timers import wake_at
 from shared.ids import Direction
 from shared.messages import Parent, Reply
@@ -93,6 +104,9 @@ class Node:
         resume: Where a paused saga goes on.
         live: Bits of `replies`.
         possible: Bits of all replies that a participant could give.
+        order: How its steps change places in the node that stands for it and its like; None where
+            it is that node.
+        twin: That node, once it is known.
     """
 
     def __init__(self, state: SagaState, steps: list[StepState], quiet: frozenset[int]) -> None:
@@ -114,6 +128,9 @@ class Node:
         self.live = 0
         self.possible = sum(bit(sent, answer) for sent in self.sent for answer in ANSWERS)
         self.expanded = False
+        self.ranks = [_rank(step) for step in steps]
+        self.order: tuple[int, ...] | None = None
+        self.twin: Node | None = None
 
     @property
     def edges(self) -> list[Edge]:
@@ -121,8 +138,26 @@ class Node:
         return [*self.replies.values(), *self.timers, *self.others]
 
 
+def _rank(step: StepState) -> tuple[Any, ...]:
+    """All that counts of a step, comparable."""
+    counted = (step.phase, step.attempt, step.undo_attempt, step.success, step.stuck)
+    return (*counted, step.by_hand, step.accepted, step.recalled)
+
+
 def _attempts(step: StepState, direction: Direction) -> int:
     return step.attempt if direction == "action" else step.undo_attempt
+
+
+BITS = 2 * ATTEMPTS_MAX * len(ANSWERS)
+"""Replies of one step."""
+
+
+def _replies_of(replies: int, step: int) -> int:
+    return replies >> step * BITS & (1 << BITS) - 1
+
+
+def _moved(replies: int, order: Sequence[int]) -> int:
+    return sum(_replies_of(replies, was) << at * BITS for at, was in enumerate(order))
 
 
 @cache
@@ -152,8 +187,10 @@ class Graph:
         told: bool = False,
         child: bool = False,
         items: dict[str, int] | None = None,
+        answers: tuple[Answer, ...] = ANSWERS,
     ) -> None:
         self.definition = definition
+        self.answers = answers
         self.forgetful = forgetful
         self.operated = operated
         self.told = told
@@ -176,6 +213,7 @@ class Graph:
             number for number, planned in enumerate(plan.steps) if planned.waits
         )
         """Steps that send nothing."""
+        self.twins = _twins(plan) if forgetful else []
         self.nodes: dict[Key, Node] = {}
         self.decisions = 0
         start = builders.START_TWO
@@ -192,7 +230,7 @@ class Graph:
         node.expanded = True
         assert self._edge(node, Tick()) is None, "a tick found something that was left undone"
         for sent in node.sent:
-            for answer in ANSWERS:
+            for answer in self.answers:
                 edge = self._edge(node, _reply(self.names[sent.step], sent, answer))
                 if edge is not None:
                     node.replies[bit(sent, answer)] = edge
@@ -273,16 +311,41 @@ class Graph:
             state.paused,
             state.cause.kind if state.cause else None,
             repr((state.signals, state.items, state.undo_attempt)),
-            *((s.phase, s.attempt, s.undo_attempt, s.success, s.stuck) for s in steps),
-            *((s.by_hand, s.accepted, s.recalled) for s in steps),
+            *map(_rank, steps),
         )
-        return self.nodes.setdefault(key, Node(state, steps, self.quiet))
+        node = self.nodes.get(key)
+        if node is None:
+            node = self.nodes[key] = Node(state, steps, self.quiet)
+            node.order = self._order(node)
+        return node
+
+    def _order(self, node: Node) -> tuple[int, ...] | None:
+        order = [*range(len(node.steps))]
+        for twins in self.twins:
+            for number, was in zip(twins, sorted(twins, key=node.ranks.__getitem__), strict=True):
+                order[number] = was
+        return None if order == [*range(len(node.steps))] else tuple(order)
+
+    def exchanged(self, node: Node, order: tuple[int, ...]) -> Node:
+        """The node where each step is as the one was whose number stands in its place."""
+        if node.twin is None:
+            steps = dict(zip(self.names, (node.steps[number] for number in order), strict=True))
+            begun = {name: step for name, step in steps.items() if step != PENDING}
+            node.twin = self._node(_replace(node.state, steps=begun))
+        return node.twin
+
+    def live(self, node: Node) -> int:
+        """Bits of the replies that a node does not ignore."""
+        if node.order is None:
+            return node.live
+        live = self.exchanged(node, node.order).live
+        return sum(_replies_of(live, at) << was * BITS for at, was in enumerate(node.order))
 
     def check_stale_stays_stale(self) -> None:
         """What a node ignores, every later one ignores: only so may a place leave it out."""
         for node in self.nodes.values():
             for edge in node.edges:
-                woken = edge.target.live & node.possible & ~node.live
+                woken = self.live(edge.target) & node.possible & ~node.live
                 assert not woken, (
                     f"a stale reply counts again: {node.state} -> {edge.target.state}"
                 )
@@ -334,9 +397,22 @@ def _due(state: SagaState) -> Iterator[SagaState]:
         yield _timeless(state, frozenset(waiting))
 
 
+def _twins(plan: Definition) -> list[tuple[int, ...]]:
+    """Numbers of steps that differ in their names alone."""
+    alike: dict[str, list[int]] = {}
+    for number, planned in enumerate(plan.steps):
+        after = tuple(sorted(planned.after))
+        bare = _replace(planned, name="", action="", compensation=None, payload=None, after=after)
+        undo = isinstance(planned.compensation, NothingToUndo), planned.compensation is None
+        followers = sorted(one.name for one in plan.steps if planned.name in one.after)
+        if planned.task:
+            alike.setdefault(repr((bare, undo, followers)), []).append(number)
+    return [tuple(numbers) for numbers in alike.values() if len(numbers) > 1]
+
+
 # Worlds ---------------------------------------------------------------------------------------
 
-W = TypeVar("W")
+W = TypeVar("W", bound=tuple[Any, ...])
 
 
 class World(Protocol[W]):
@@ -373,7 +449,17 @@ _BARRIER: dict[tuple[Effect, Direction], frozenset[tuple[Effect, Answer]]] = {
 
 
 class Barrier:
-    """Participants with the barrier: any command at any time, any number of times."""
+    """Participants with the barrier: any command at any time, any number of times.
+
+    Args:
+        answers: What they may answer.
+    """
+
+    def __init__(self, answers: tuple[Answer, ...] = ANSWERS) -> None:
+        self._outcomes = {
+            asked: [(effect, answer) for effect, answer in outcomes if answer in answers]
+            for asked, outcomes in _BARRIER.items()
+        }
 
     def initial(self, steps: int) -> Effects:
         """Nothing has happened."""
@@ -382,7 +468,7 @@ class Barrier:
     def deliver(self, node: Node, world: Effects) -> Iterator[tuple[Effects, Sent, Answer]]:
         """Everything that the delivery of a command can do, and what is answered."""
         for sent in node.sent:
-            for effect, answer in _BARRIER[world[sent.step], sent.direction]:
+            for effect, answer in self._outcomes[world[sent.step], sent.direction]:
                 yield _with(world, sent.step, effect), sent, answer
 
     def calmly(self, node: Node, world: Effects, sent: Sent) -> tuple[Effects, Answer | None]:
@@ -459,6 +545,10 @@ class Plain:
 T = TypeVar("T")
 
 
+def _permuted(world: W, order: Sequence[int]) -> W:
+    return cast("W", tuple(world[number] for number in order))
+
+
 def _with(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
     return (*values[:index], value, *values[index + 1 :])
 
@@ -514,7 +604,7 @@ class Walk(Generic[W]):
         for changed, sent, answer in self.kind.deliver(node, world):
             known = replies | bit(sent, answer) & node.live
             if known != replies or changed != world:
-                yield Place(node, changed, known)
+                yield self._sorted(node, changed, known)
         for reply, edge in node.replies.items():
             if replies & reply:
                 yield self._along(place, edge)
@@ -532,8 +622,29 @@ class Walk(Generic[W]):
             for later in self.graph.behind[step]:
                 standing = self._left(place.world, later, steps[later])
                 assert not standing, "undone while something later stands"
-        target = self.graph.expand(edge.target)
-        return Place(target, place.world, place.replies & target.live)
+        order = edge.target.order
+        if order is None:
+            target = self.graph.expand(edge.target)
+            return self._sorted(target, place.world, place.replies & target.live)
+        target = self.graph.expand(self.graph.exchanged(edge.target, order))
+        replies = _moved(place.replies, order) & target.live
+        return self._sorted(target, _permuted(place.world, order), replies)
+
+    def _sorted(self, node: Node, world: W, replies: int) -> Place[W]:
+        """The place that stands for all in which twins that stand alike have changed places."""
+        order: list[int] | None = None
+        for twins in self.graph.twins:
+            kept = sorted(
+                (node.ranks[number], world[number], _replies_of(replies, number), number)
+                for number in twins
+            )
+            if [one[3] for one in kept] != [*twins]:
+                order = order or [*range(len(node.steps))]
+                for number, one in zip(twins, kept, strict=True):
+                    order[number] = one[3]
+        if order is None:
+            return Place(node, world, replies)
+        return Place(node, _permuted(world, order), _moved(replies, order))
 
     def _check(self, place: Place[W]) -> None:
         node, world, _ = place
