@@ -232,7 +232,8 @@ class Store(Protocol):
             begin would be more than a limit allows.
 
         Raises:
-            DecodeError: A new id or business key holds a character that no database stores.
+            InputError: A new id or business key is empty, too long, or holds a character that no
+                database stores.
         """
 
     def due(self, now: datetime, limit: int) -> list[str]:

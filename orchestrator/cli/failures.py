@@ -34,7 +34,8 @@ def report_wrong_use(error: Any, *, as_json: bool) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "saga"
     message = error.format_message().rstrip()
-    if message:  # `saga` alone shows its help and has nothing to add
+    # `saga` alone shows its help, and has nothing to add.
+    if message and type(error).__name__ != "NoArgsIsHelpError":
         _say("UsageError", message, f"See `{command} --help`.", (), as_json=as_json)
     else:
         error.show()

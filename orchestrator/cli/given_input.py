@@ -36,7 +36,9 @@ def read_value(given: str, option: str) -> Any:
     """
     text, where = _text(given, option), _where(given, option)
     try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
+        # Half a surrogate pair, as "\\ud800" is, is no text that can be stored.
+        json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(
             f"{where} is not JSON: {error.msg}, line {error.lineno}, column {error.colno}.",
@@ -44,22 +46,28 @@ def read_value(given: str, option: str) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}.", hint=_hint(given, option)) from error
+    return value
 
 
 def _text(given: str, option: str) -> str:
     what = f"The {option.removeprefix('--')}"
+    takes = f"{option} takes JSON, @FILE, or - for standard input."
+    if given == "@":
+        raise InputError(f"{what} is @ without the name of a file.", hint=takes)
     try:
         if given == "-":
-            return sys.stdin.buffer.read().decode()
+            # None where the caller has closed it, as `<&-` does.
+            return sys.stdin.buffer.read().decode() if sys.stdin else ""
         if given.startswith("@"):
             return Path(given[1:]).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{what} cannot be read: {error.strerror}: {given[1:] or 'standard input'!r}.",
-            hint=f"{option} takes JSON, @FILE, or - for standard input.",
+            hint=takes,
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} is not UTF-8: {error}.") from error
+        where = _where(given, option)
+        raise InputError(f"{where} is not UTF-8: {error}.", hint=_hint(given, option)) from error
     return given
 
 

@@ -74,7 +74,15 @@ def _asked(
             f"There is no saga named {name!r}.", hint="`saga definitions` lists them."
         )
     with session.reading() as client:
-        definition, row, _ = client.story(saga_id or name)
+        try:
+            definition, row, _ = client.story(saga_id or name)
+        except UnknownSaga as error:
+            if saga_id is not None:
+                raise
+            raise UnknownSaga(
+                f"No definition is named {name!r}, and no saga has that id.",
+                hint="`saga definitions` lists the names, `saga list` the ids.",
+            ) from error
     if saga_id is not None and definition.name != name:
         raise InputError(f"Saga {saga_id} is one of {definition.name!r}, not of {name!r}.")
     return definition, row.state

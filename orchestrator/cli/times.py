@@ -110,6 +110,12 @@ def given_moment(text: str, option: str, now: datetime) -> datetime:
         found = None
     if found is not None:
         return found
+    with suppress(ValueError):
+        datetime.fromisoformat(text.strip())
+        raise InputError(
+            f"{option} is {text!r}, a time without its offset from UTC.",
+            hint="Write 2026-03-01T09:00:00+01:00, or …Z for UTC.",
+        )
     try:
         return now + given_duration(text, option)
     except (InputError, OverflowError) as error:

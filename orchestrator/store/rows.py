@@ -17,11 +17,14 @@ from orchestrator.core.events import Event
 from orchestrator.core.state import SagaState, Status
 from orchestrator.ports import DeadLetter, SagaSummary
 from shared import codec
-from shared.errors import DecodeError
+from shared.errors import DecodeError, InputError
 from shared.messages import Command
 from shared.sealing import ring
 
 T = TypeVar("T")
+
+IDENTITY_BYTES_MAX: Final = 512
+"""Longest id of a saga, and longest business key. PostgreSQL indexes no more than 2,704 bytes."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -122,11 +125,29 @@ def storable_ids(texts: Collection[str]) -> list[str]:
 def require_storable(text: str | None, what: str) -> None:
     """Check an id or a key before it is written.
 
+    They come from messages that anybody may send. One that the database refuses would look as if
+    the database were away, and its message would come back for ever, before all others.
+
     Raises:
-        DecodeError: No database can hold it.
+        InputError: It is empty, longer than `IDENTITY_BYTES_MAX`, or no database can hold it.
     """
-    if text is not None and not storable(text):
-        raise DecodeError(f"{what} {text!r} holds a character that no database stores.")
+    if text is None:
+        return
+    if not text:
+        raise InputError(
+            f"{what} is empty.", hint="Leave it out, or give one. Nothing was started."
+        )
+    if not storable(text):
+        raise InputError(
+            f"{what} {text!r} holds a character that no database stores.",
+            hint="Nothing was started.",
+        )
+    if len(text) > IDENTITY_BYTES_MAX or len(text.encode()) > IDENTITY_BYTES_MAX:
+        raise InputError(
+            f"{what} {text[:32]!r}… is {len(text.encode())} bytes long; the limit is "
+            f"{IDENTITY_BYTES_MAX} bytes.",
+            hint="Shorten it, or hash it. Nothing was started.",
+        )
 
 
 def printable(letter: DeadLetter) -> DeadLetter:

@@ -81,6 +81,15 @@ def test_help_and_version_answer(capsys: Captured) -> None:
     assert capsys.readouterr().out.startswith("saga ")
 
 
+def test_alone_it_shows_its_help_and_no_error(capsys: Captured) -> None:
+    """A group of commands, too."""
+    for arguments in ([], ["dlq"]):
+        assert run(arguments) == 2
+        shown = capsys.readouterr().err
+        assert "error:" not in shown
+        assert "Commands:" in shown
+
+
 def test_help_imports_nothing_heavy() -> None:
     """The start-up time of every command begins with what `saga --help` imports."""
     heavy = ["celery", "sqlalchemy", "pydantic", "rich", "structlog", "opentelemetry", "alembic"]

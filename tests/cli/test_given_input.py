@@ -42,6 +42,8 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         ('{"a": 1, "a": 2}', "'a' is there twice"),
         ("[" * 100_000, "not JSON"),
         ("@/nowhere/order.json", "'/nowhere/order.json'"),
+        ("@", "without the name of a file"),
+        (r'{"a": "\ud800"}', "surrogates not allowed"),
     ],
 )
 def test_what_is_no_json_object_is_refused(given: str, said: str) -> None:
@@ -56,5 +58,12 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     """Bytes that are no text are an error of the input, not a traceback."""
     file = tmp_path / "order.json"
     file.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError, match=r"order\.json is not UTF-8"):
         read_input(f"@{file}")
+
+
+def test_a_standard_input_that_is_closed_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cron and `<&-` close it: that is no reason for a traceback."""
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="on standard input is not JSON"):
+        read_input("-")

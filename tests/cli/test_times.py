@@ -37,6 +37,8 @@ def test_a_moment_is_a_time_with_its_offset_or_a_wait() -> None:
     eight = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
     assert eight == given_moment("2026-03-01T09:00:00+01:00", "--at", NOW)
     assert NOW + timedelta(hours=12) == given_moment("12h", "--at", NOW)
-    for wrong in ("2026-03-01T09:00:00", "tomorrow", "999999999w"):
+    with pytest.raises(InputError, match="without its offset"):
+        given_moment("2026-03-01T09:00:00", "--at", NOW)
+    for wrong in ("tomorrow", "999999999w"):
         with pytest.raises(InputError, match=r"--at is .* neither"):
             given_moment(wrong, "--at", NOW)

@@ -58,7 +58,8 @@ from orchestrator.core.state import (
     StepState,
 )
 from orchestrator.ports import Change, DeadLetter, SagaRow, Store, Survey
-from shared.errors import DecodeError, DefinitionChanged
+from orchestrator.store.rows import IDENTITY_BYTES_MAX
+from shared.errors import DefinitionChanged, InputError
 from shared.ids import command_id
 from shared.messages import Command, Execution, Failure
 from tests.core.builders import linear
@@ -305,16 +306,26 @@ class StoreContract:
         assert store.history(["s", "\0", "\ud800"]).keys() == {"s"}
         assert store.find_by_key("test", "\0") is None
 
-    @pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+    @pytest.mark.parametrize(
+        "text", ["a\0b", "\ud800", "", "".join(map(chr, range(0x4E00, 0x4E00 + 900)))]
+    )
     @pytest.mark.parametrize("field", ["id", "key"])
     def test_a_saga_with_such_an_id_or_key_is_refused(
         self, store: Store, text: str, field: str
     ) -> None:
         """With an error that is about the message, not about the database."""
         made = row(text) if field == "id" else row("s", key=text)
-        with pytest.raises(DecodeError):
+        with pytest.raises(InputError):
             store.commit([change(made)])
         assert store.list_sagas() == []
+
+    def test_the_longest_id_and_key_are_taken(self, store: Store) -> None:
+        """By every index: what it refuses would look as if the database were away."""
+        long = "".join(map(chr, range(0x4E00, 0x4E00 + IDENTITY_BYTES_MAX // 3)))
+        store.commit([change(row(long, key=long), commands=[command(long)])])
+        found = store.find_by_key("test", long)
+        assert found is not None
+        assert found.saga_id == long
 
     def test_nothing_asked_is_nothing_found(self, store: Store) -> None:
         """Empty collections are questions, too."""
