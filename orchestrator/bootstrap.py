@@ -1,7 +1,9 @@
 """The only place that picks real adapters: settings in, a client or a coordinator out."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.catalog import Catalog
@@ -30,12 +32,23 @@ ABSENT = "memory://"
 """Broker URL where there is no broker."""
 
 
+def import_from_here() -> None:
+    """Look for modules in the current folder, too.
+
+    `celery -A` does so for the app alone, and takes the folder back before a worker starts.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
 def load_sagas(modules: Iterable[str]) -> list[Saga]:
     """Every `Saga` at the top level of these modules.
 
     Raises:
         ConfigurationError: A module cannot be imported, or holds no saga.
     """
+    import_from_here()
     found: dict[int, Saga] = {}
     for name in modules:
         try:

@@ -5,6 +5,7 @@ The coordinator runs in a thread of the worker, started by a bootstep; the worke
 tasks, so its pool is ``solo``.
 """
 
+import sys
 import threading
 from typing import Any, Final
 
@@ -61,6 +62,9 @@ class CoordinatorStep(bootsteps.StartStopStep):
                 self._coordinator.run()
         except SagaError as error:
             log.critical("coordinator.cannot_run", error=str(error))
+            if settings().log_dir and not settings().log_stdout and sys.__stderr__:
+                # The line above is in a file: whoever looks at the terminal sees a worker that ends.
+                sys.__stderr__.write(f"error: {error}\n")
             self._end(error.exit_code)
         except BaseException:
             # A thread that dies in silence would leave a worker that does nothing.

@@ -7,13 +7,32 @@ allowed.
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.codec import PAYLOAD_BYTES_MAX_DEFAULT
 from shared.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+BROKERS: Final = frozenset(
+    [
+        "redis",
+        "rediss",
+        "redis+socket",
+        "sentinel",
+        "amqp",
+        "amqps",
+        "pyamqp",
+        "filesystem",
+        "memory",
+    ]
+)
+"""Schemes of broker URLs. Another one would fail only where it is first used, in kombu's words."""
 
 BROKER_URL_FILE = "broker.url"
 """Written by `saga dev` into its folder: how its other commands find the private broker."""
@@ -87,6 +106,20 @@ class Settings(BaseSettings):
             else value
         )
 
+    @field_validator("broker_url")
+    @classmethod
+    def _is_broker(cls, value: str) -> str:
+        for one in filter(None, value.split(";")):
+            parts = urlsplit(one)
+            if parts.scheme not in BROKERS:
+                raise ValueError("write redis://host:6379/0 or amqp://user:password@host:5672//")
+            if "://[" not in one and "@[" not in one:  # of IPv6 hosts kombu reads more than we do
+                _ = parts.port  # raises where it is none
+            database = parts.path.strip("/")
+            if parts.scheme in {"redis", "rediss"} and database and not database.isdecimal():
+                raise ValueError(f"the database of a Redis is a number, not {database!r}")
+        return value
+
     @property
     def store_url(self) -> str:
         """SQLAlchemy URL of the store."""
@@ -125,7 +158,12 @@ def settings() -> Settings:
         return Settings()
     except ValidationError as error:
         wrong = "; ".join(
-            f"SAGA_{'_'.join(map(str, part['loc'])).upper()}={part['input']!r}: {part['msg']}"
+            f"SAGA_{'_'.join(map(str, part['loc'])).upper()}{_shown(part)}: {part['msg']}"
             for part in error.errors()
         )
         raise ConfigurationError(f"Wrong setting: {wrong}.") from error
+
+
+def _shown(part: "ErrorDetails") -> str:
+    """The value that is wrong; not of a URL, which may hold a password."""
+    return "" if str(part["loc"][0]).endswith("_url") else f"={part['input']!r}"

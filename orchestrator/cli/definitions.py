@@ -119,7 +119,6 @@ def _known() -> tuple[Known, Known]:
     if session.has_store(session.settings()):
         with session.reading() as client:
             stored = {(one.name, one.version): one for one in client.stored_definitions()}
-    session.import_from_here()
     sagas = load_sagas(session.settings().definitions)
     return stored, {(one.name, one.version): one.definition for one in sagas}
 

@@ -58,7 +58,6 @@ def participants(app: str, queues: str, configured: "Settings") -> "Participants
     from orchestrator.bootstrap import load_sagas
     from orchestrator.cli.stack import Participants
 
-    session.import_from_here()
     sagas = load_sagas(configured.definitions)
     asked = [queue.strip() for queue in queues.split(",") if queue.strip()]
     needed = [queue for saga in sagas for queue in saga.definition.queues]

@@ -33,7 +33,6 @@ def doctor(
     from orchestrator.doctor.checkup import Checkup
 
     configured = session.settings()
-    session.import_from_here()
     session.log_errors_only()
     report = Checkup(configured, session.log_folders(configured)).run()
     if as_json:

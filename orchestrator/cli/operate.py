@@ -219,9 +219,9 @@ def _confirm(sagas: int, *, yes: bool) -> None:
     if yes:
         return
     if not output.is_terminal():
-        raise InputError(
-            f"{sagas} sagas match.", hint="Look with --dry-run, then give --yes. Nothing was done."
-        )
+        match = "saga matches" if sagas == 1 else "sagas match"
+        hint = "Look with --dry-run, then give --yes. Nothing was done."
+        raise InputError(f"{sagas} {match}.", hint=hint)
     if not typer.confirm(f"Do it to {sagas} sagas?", err=True):
         raise typer.Abort
 

@@ -11,7 +11,7 @@ from orchestrator.cli import output, session
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import Block, Piece, Table, line
 from orchestrator.cli.times import duration
-from shared.errors import DecodeError, UnknownSaga
+from shared.errors import DecodeError, InputError, UnknownSaga
 
 if TYPE_CHECKING:
     from orchestrator.core.definition import Definition
@@ -77,7 +77,7 @@ def _archived(path: Path) -> "Iterator[_Story]":
             try:
                 saga = codec.decode(raw, Archived)
             except DecodeError as error:
-                raise DecodeError(
+                raise InputError(
                     f"{path}, line {number}: {error.message}",
                     hint="A file for `saga replay` is what `saga purge --archive` writes.",
                 ) from error

@@ -50,7 +50,6 @@ def reading() -> Iterator["Client"]:
             "where your sagas are.",
         )
     redaction.configure(redaction.redaction_from(Environment(os.environ)))
-    import_from_here()
     log_errors_only()
     client = make_reader(settings())
     try:
@@ -71,7 +70,6 @@ def acting(service: str = SERVICE) -> Iterator["Client"]:
     from shared.telemetry.config import tracing_config
     from shared.telemetry.log_config import log_export_config
 
-    import_from_here()
     tracing = tracing_config(service, home=settings().home)
     log_export = log_export_config(tracing)
     _log_to_file(service)
@@ -101,13 +99,6 @@ def as_trace_id(text: str) -> str | None:
     if parent is not None:
         return parent.trace_id
     return text.lower() if _TRACE_ID.fullmatch(text.lower()) else None
-
-
-def import_from_here() -> None:
-    """Look for definitions in the current folder, too, as `celery -A` does."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
 
 
 def _log_to_file(service: str) -> None:
@@ -144,5 +135,4 @@ def known_definitions() -> "list[Definition]":
     if has_store(settings()):
         with reading() as client:
             return [*client.definitions()]
-    import_from_here()
     return [saga.definition for saga in load_sagas(settings().definitions)]

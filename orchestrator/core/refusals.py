@@ -51,8 +51,8 @@ def why_not(  # noqa: C901, PLR0912 - one case for each message
             works = [planned.action for planned in definition.steps]
             known = [work.signal for work in works if isinstance(work, WaitFor)]
             if name not in known:
-                listed = ", ".join(map(repr, known)) or "none"
-                return f"Saga {state.name!r} waits for no signal {name!r}, but for {listed}."
+                but = f", but for {', '.join(map(repr, known))}" if known else ", and for no other"
+                return f"Saga {state.name!r} waits for no signal {name!r}{but}."
             late = state.status.final and name not in state.signals
             return f"The saga is {state.status} already." if late else ""
         case Cancel():

@@ -262,7 +262,7 @@ def _told(error: BaseException | None) -> str:
 def _checked(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:  # a port that is no number is the latter
         raise ConfigurationError(
             "SAGA_DATABASE_URL is no database URL.",
             hint="Write sqlite:///path or postgresql+psycopg://user:password@host/database.",

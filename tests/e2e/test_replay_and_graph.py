@@ -82,6 +82,6 @@ def test_a_file_that_is_no_archive_is_refused(home: Path, tmp_path: Path) -> Non
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text("{}\n")
     done = saga(home, "replay", str(wrong))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "line 1" in done.stderr
     assert "saga purge --archive" in done.stderr

@@ -32,6 +32,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
 
 from shared import codec
@@ -213,7 +214,13 @@ class Barrier:
 
 def engine_of(url: str) -> sa.Engine:
     """An engine for a database URL; connections that broke while they were idle are replaced."""
-    parsed = sa.make_url(url)
+    try:
+        parsed = sa.make_url(url)
+    except (exc.ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            "The database of the participant is given by something that is no database URL.",
+            hint="Write sqlite:///path or postgresql+psycopg://user:password@host/database.",
+        ) from error
     if parsed.drivername in {"postgres", "postgresql"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite":
