@@ -90,6 +90,12 @@ class Agency:
             told.saga_id, "notify-customer", payload=payload, reason="a typing error", by="ada"
         )
 
+    def resolve(self, told: Told) -> None:
+        """End a saga that is stuck: the customer was told by telephone."""
+        row = self.client.wait(told.saga_id, ENDED_WITHIN)
+        assert row.state.status is Status.STUCK
+        self.client.resolve(told.saga_id, reason="told by telephone", by="ada")
+
     def approve(self, told: Told) -> None:
         """Complete the order of a car, and approve the trip."""
         token = self.stack.home / TOKENS / told.saga_id
@@ -168,14 +174,16 @@ def everything(agency: Agency) -> list[Told]:
         "compensated", 4, delay_in="payment.charge", delay_seconds=1, order_id="c"
     )
     resumed = agency.order("completed", 6, email="nobody")
+    resolved = agency.order("resolved", 5, email="nobody")
     agency.cancel_while_in_flight(cancelled)
     agency.approve(trip)
     agency.put_right(resumed)
+    agency.resolve(resolved)
     row = agency.client.wait(sub_saga_id(linked.saga_id, "pay", 1), ENDED_WITHIN)
     below = Told(
         row.saga_id, row.state.trace.trace_id, "pay-trip", "completed", 2, 2, "orchestrator"
     )
-    return [killed, trip, linked, below, cancelled, resumed, *by_command]
+    return [killed, trip, linked, below, cancelled, resumed, resolved, *by_command]
 
 
 def latest(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:

@@ -5,7 +5,11 @@ from celery import signals
 
 from shared.celery_app import make_app
 from shared.settings import settings
+from tests.waiting import wait_until
 from workers.sdk import Later, Participant, StepContext
+
+HELD = "held"
+"""File in ``SAGA_HOME``: tickets are not printed to the end while it is there."""
 
 TOKENS = "tokens"
 """Folder in ``SAGA_HOME``: the token of each car, by the id of its saga."""
@@ -72,4 +76,5 @@ def mail(context: StepContext, amount: int) -> None:
 def print_tickets(context: StepContext, receipt: str, cab: int) -> str:
     """Takes a while, and says so."""
     context.heartbeat({"printed": 1})
+    wait_until(lambda: not (settings().home / HELD).exists(), timeout=30, what="the printer")
     return f"{receipt} and cab {cab}"
