@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+import pytest
 from celery import Celery
 from celery.beat import BeatLazyFunc, Scheduler
 from celery.schedules import crontab
@@ -27,9 +28,10 @@ from orchestrator.core.definition import (
 from orchestrator.core.references import gt
 from orchestrator.views import TimerView
 from shared.codec import decode_inbound
+from shared.errors import NotAllowed
 from shared.messages import HeartbeatRequest, Request, SignalRequest, StartRequest
 from tests.guide.shop import Shop, Task
-from workers.sdk import Fail, Later, Reject
+from workers.sdk import Fail, Later, Reject, StepResult
 
 
 class Order(msgspec.Struct):
@@ -75,6 +77,107 @@ def beat_once(app: Celery[Any]) -> list[Request]:
 
 def nothing(**_: Any) -> None:
     """A participant that does what it is asked, without a word."""
+
+
+def test_steps_in_parallel_that_are_undone_in_reverse() -> None:
+    """The mail waits for both; when it is refused, seat and room are undone side by side."""
+    saga = Saga(
+        name="weekend",
+        version=1,
+        input=Order,
+        steps=(
+            Step("seat", "air.book", "air.cancel", after=()),
+            Step("room", "hotel.book", "hotel.cancel", after=()),
+            Step("pay", "payment.charge", "payment.refund", after=("room",)),
+            Step("mail", "mail.send", NOTHING_TO_UNDO, after=("seat", "pay")),
+        ),
+    )
+
+    def send(order_id: str) -> None:
+        raise Reject("NoAddress")
+
+    free = ("air.book", "air.cancel", "hotel.book", "hotel.cancel")
+    paid = ("payment.charge", "payment.refund")
+    shop = Shop(saga, tasks={"mail.send": send, **dict.fromkeys((*free, *paid), nothing)})
+    saga_id = shop.start("weekend", order_id="o-1")
+    assert shop.status(saga_id) == "compensated"
+    assert shop.calls[:2] == ["air.book", "hotel.book"]
+    assert shop.calls[2:4] == ["payment.charge", "mail.send"]
+    undone = shop.calls[4:]
+    assert sorted(undone) == ["air.cancel", "hotel.cancel", "payment.refund"]
+    assert undone.index("payment.refund") < undone.index("hotel.cancel")
+
+
+def test_what_a_step_is_called_with() -> None:
+    """Of the input, of an earlier output, as it stands; and what its compensation gets."""
+    saga = Saga(
+        name="stay",
+        version=1,
+        input=Order,
+        steps=(
+            Step("room", "hotel.book", "hotel.cancel"),
+            Step(
+                "charge",
+                "payment.charge",
+                "payment.refund",
+                payload={"room": Output("room", "id"), "currency": "NOK"},
+            ),
+            Step("mail", "mail.send", NOTHING_TO_UNDO, payload={"to": Input("order_id")}),
+        ),
+    )
+    called: dict[str, dict[str, Any]] = {}
+
+    def book(order_id: str) -> StepResult:
+        return StepResult(output={"id": "r-7"}, undo={"secret": "s-1"})
+
+    def cancel(order_id: str, undo: dict[str, str]) -> None:
+        called["cancel"] = {"order_id": order_id, "undo": undo}
+
+    def charge(room: str, currency: str) -> None:
+        called["charge"] = {"room": room, "currency": currency}
+
+    def send(to: str) -> None:
+        raise Reject("NoAddress", to)
+
+    tasks: dict[str, Task] = {
+        "hotel.book": book,
+        "hotel.cancel": cancel,
+        "payment.charge": charge,
+        "payment.refund": nothing,
+        "mail.send": send,
+    }
+    Shop(saga, tasks=tasks).start("stay", order_id="o-1")
+    assert called["charge"] == {"room": "r-7", "currency": "NOK"}
+    assert called["cancel"] == {"order_id": "o-1", "undo": {"secret": "s-1"}}
+
+
+def test_behind_the_pivot_there_is_only_forward() -> None:
+    """No cancel turns it back; what fails is tried until it succeeds."""
+    saga = Saga(
+        name="order",
+        version=1,
+        input=Order,
+        steps=(
+            Step("charge", "payment.charge", "payment.refund"),
+            Step("confirm", "orders.confirm", pivot=True),
+            Step("mail", "mail.send", retry=Retry.forever()),
+        ),
+    )
+    fails = iter([True] * 5)
+
+    def send(order_id: str) -> None:
+        if next(fails, False):
+            raise Fail("ServerAway")
+
+    tasks: dict[str, Task] = {"mail.send": send}
+    tasks |= dict.fromkeys(("payment.charge", "orders.confirm"), nothing)
+    shop = Shop(saga, tasks=tasks)
+    saga_id = shop.start("order", order_id="o-1")
+    assert shop.step(saga_id, "mail").phase == "retrying"
+    with pytest.raises(NotAllowed, match="past its pivot 'confirm'"):
+        shop.client.cancel(saga_id, reason="too late")
+    shop.wait(timedelta(hours=1))
+    assert (shop.status(saga_id), shop.step(saga_id, "mail").attempts) == ("completed", 6)
 
 
 def test_a_policy_for_each_kind_of_failure() -> None:
