@@ -20,6 +20,9 @@ from bench.measure import SYSTEMS, Result
 BUSY: Final = 0.7
 """Load average from which on the figures say more about the neighbours."""
 
+PLAIN_WIDTH: Final = 120
+"""Of what is printed to no terminal: no name is cut."""
+
 RESULTS: Final = Path(__file__).parent / "results.json"
 
 
@@ -39,7 +42,7 @@ def main() -> int:
         help="instead: running sagas beside N finished ones, a million by default",
     )
     given = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     if given.million:
         from bench.million import run
 
@@ -58,6 +61,7 @@ def main() -> int:
             return 1
         results.append(found)
     _show(console, results)
+    _compare(console, results)
     if not given.only:
         encoded = msgspec.json.format(msgspec.json.encode([_rounded(one) for one in results]))
         RESULTS.write_bytes(encoded + b"\n")
@@ -91,6 +95,32 @@ def _show(console: Console, results: list[Result]) -> None:
             f"{one.cpu_ms_per_saga:.1f}",
             *("–" if it is None else f"{it:.1f}" for it in (one.p50_ms, one.p99_ms)),
         )
+    console.print(table)
+
+
+def _compare(console: Console, results: list[Result]) -> None:
+    """The product beside what a team with Celery has already: a chain, with and without its log."""
+    chains = [one for one in results if one.traced and one.system.startswith("celery.chain")]
+    mine = [one for one in results if one.p50_ms and one.system.startswith("this product")]
+    if not (chains and mine):
+        return
+    table = Table(box=box.SIMPLE, title="Times the traced chain's")
+    table.add_column("system", no_wrap=True)
+    table.add_column("store")
+    for chain in chains:
+        log = chain.system.partition(", ")[2] or "log at WARNING"
+        table.add_column(f"rate,\n{log}", justify="right")
+        table.add_column(f"p50,\n{log}", justify="right")
+    for one in mine:
+        ratios = [
+            f"{ratio:.2f}"
+            for chain in chains
+            for ratio in (
+                one.sagas_per_s / chain.sagas_per_s,
+                (one.p50_ms or 0.0) / (chain.p50_ms or 1.0),
+            )
+        ]
+        table.add_row(one.system, one.store, *ratios)
     console.print(table)
 
 

@@ -98,9 +98,15 @@ def bare(sizes: Sizes) -> Result:
     )
 
 
-def chain_of_five(sizes: Sizes, *, traced: bool) -> Result:
-    """``celery.chain``."""
-    with _plain(traced=traced):
+def chain_of_five(sizes: Sizes, *, traced: bool, level: str = "") -> Result:
+    """``celery.chain``.
+
+    Args:
+        sizes: How much of it.
+        traced: By contrib's instrumentation, to files as the product does.
+        level: Of Celery's own log, two lines a task, which goes to a file; by default WARNING.
+    """
+    with _plain(traced=traced, level=level):
         from bench import chain, done
 
         def one() -> None:
@@ -116,7 +122,7 @@ def chain_of_five(sizes: Sizes, *, traced: bool) -> Result:
 
         seconds, cpu = _saturate(send, lambda: done.count() >= sizes.sagas)
     return Result(
-        system="celery.chain",
+        system=f"celery.chain, log at {level}" if level else "celery.chain",
         store=None,
         traced=traced,
         sagas_per_s=sizes.sagas / seconds,
@@ -220,6 +226,7 @@ SYSTEMS: Final[dict[str, Callable[[Sizes], Result]]] = {
     "bare": bare,
     "chain": lambda sizes: chain_of_five(sizes, traced=False),
     "chain-traced": lambda sizes: chain_of_five(sizes, traced=True),
+    "chain-info": lambda sizes: chain_of_five(sizes, traced=True, level="INFO"),
     "sqlite": product,
     "sqlite-warning": lambda sizes: product(
         sizes, what="this product, log at WARNING", level="WARNING"
@@ -270,10 +277,11 @@ def _expect(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 @contextmanager
-def _plain(*, traced: bool) -> Iterator[None]:
-    with _servers(), ExitStack() as exits:
+def _plain(*, traced: bool, level: str = "") -> Iterator[None]:
+    with _servers() as home, ExitStack() as exits:
         os.environ[names.TRACED] = "1" if traced else "0"
-        worker = _celery("worker", "bench.chain", *WORKER)
+        log = ("--loglevel", level, "--logfile", str(home / "chain.log")) if level else ()
+        worker = _celery("worker", "bench.chain", *WORKER, *log)
         exits.callback(end, [worker], GRACE)
         yield
 
