@@ -34,7 +34,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from typing_extensions import override
 
 from shared.clock import monotonic, utc_now
-from shared.redis_lane import Argument, Call, Lane, Script, packed
+from shared.redis_lane import Argument, Call, Command, Lane, Script, packed
 
 TAKE_BYTES_MAX: Final = 8 * 1024 * 1024
 """A batch ends with the message that reaches this size, so that no script blocks Redis for long."""
@@ -174,11 +174,12 @@ class Channel(kombu_redis.Channel):
                 client = self._kept_client = self._create_client()
         yield client
 
-    def run_scripts(self, *calls: Call) -> list[Any]:
-        """Run scripts of ours, which may run twice, in one round trip."""
+    def run_scripts(self, *calls: Call, after: Sequence[Command] = ()) -> list[Any]:
+        """Run scripts of ours, which may run twice, in one round trip, after something else."""
         prefix = self.global_keyprefix
         return self._lane().run_scripts(
-            *((script, [prefix + key for key in keys], args) for script, keys, args in calls)
+            *((script, [prefix + key for key in keys], args) for script, keys, args in calls),
+            after=after,
         )
 
     def push(self, messages: Iterable[tuple[str, bytes]]) -> None:
@@ -203,7 +204,9 @@ class Channel(kombu_redis.Channel):
                 commands.append(packed("PEXPIRE", key, self._expires[queue]))
         self._lane().run(*commands)
 
-    def take(self, queue: str, messages_max: int, wait_seconds: float = 0) -> list[Taken]:
+    def take(
+        self, queue: str, messages_max: int, wait_seconds: float = 0, *, looked: bool = False
+    ) -> list[Taken]:
         """Take messages from a queue, oldest first within a priority; they are unacknowledged then.
 
         Waits for a message without popping it: a consumer that dies loses nothing.
@@ -212,19 +215,21 @@ class Channel(kombu_redis.Channel):
             queue: Name of the queue.
             messages_max: Most messages to take.
             wait_seconds: How long to wait when there is none. A message with a priority other than
-                the default does not end the wait; the next call takes it.
+                the default does not end the wait, and is taken after it.
+            looked: `settle_and_take` has just found none: wait at once, if there is time to.
 
         Returns:
             Empty when there was none, or when another consumer was faster.
         """
-        taken = self.settle_and_take((), queue, messages_max)
-        if taken or wait_seconds <= 0:
-            return taken
+        if wait_seconds <= 0 or not looked:
+            taken = self.settle_and_take((), queue, messages_max)
+            if taken or wait_seconds <= 0:
+                return taken
         # From the right end to the right end: it stays where it is.
         main = self.global_keyprefix + self._q_for_pri(queue, self.priority_steps[0])
         wait = packed("BLMOVE", main, main, "RIGHT", "RIGHT", wait_seconds)
-        came = self._lane().run(wait)[0]
-        return [] if came is None else self.settle_and_take((), queue, messages_max)
+        # What ends the wait is taken in the same round trip.
+        return self._settle_and_take((), queue, messages_max, [wait])
 
     def settle_and_take(self, tags: Sequence[str], queue: str, messages_max: int) -> list[Taken]:
         """Acknowledge what was taken before and take what is there, in one round trip.
@@ -237,10 +242,15 @@ class Channel(kombu_redis.Channel):
         Returns:
             What `take` returns without waiting.
         """
+        return self._settle_and_take(tags, queue, messages_max, ())
+
+    def _settle_and_take(
+        self, tags: Sequence[str], queue: str, messages_max: int, after: Sequence[Command]
+    ) -> list[Taken]:
         qos = cast("QoS", self.qos)
         call, prefix = self._taking(queue, messages_max)
         settling = [(_SETTLE, qos.keys, tags)] if tags else []
-        raws: list[bytes] = self.run_scripts(*settling, call)[-1]
+        raws: list[bytes] = self.run_scripts(*settling, call, after=after)[-1]
         qos.forget(tags)
         taken = [Taken(f"{prefix}{number}", raw) for number, raw in enumerate(raws, 1)]
         qos.remember(taken)

@@ -73,8 +73,15 @@ class Lane:
         """
         return _accepted(self._exchange(commands))
 
-    def run_scripts(self, *calls: Call) -> list[Any]:
+    def run_scripts(self, *calls: Call, after: Sequence[Command] = ()) -> list[Any]:
         """Call scripts, each of which may run twice, in one write; again when Redis had hung up.
+
+        Args:
+            calls: The scripts.
+            after: What Redis is to do before, such as a wait; may be done twice as well.
+
+        Returns:
+            The answers of the scripts.
 
         Raises:
             redis.exceptions.RedisError: As `run`.
@@ -82,11 +89,13 @@ class Lane:
         commands = [script.call(keys, arguments) for script, keys, arguments in calls]
         fresh = self._connection is None
         try:
-            answers = self._exchange(commands)
+            answers = self._exchange([*after, *commands])
         except RedisConnectionError:
             if fresh:
                 raise
-            return self.run_scripts(*calls)
+            return self.run_scripts(*calls, after=after)
+        _accepted(answers[: len(after)])
+        answers = answers[len(after) :]
         for number, (script, _, _) in enumerate(calls):
             if isinstance(answers[number], NoScriptError):
                 answers[number] = self.run(script.load(), commands[number])[1]

@@ -53,6 +53,7 @@ class _Batches:
         self._queue = queue
         self._messages_max = 0
         self._ahead: list[Taken] = []
+        self._looked = False
 
     def receive(self, messages_max: int, timeout_seconds: float, stop: Stop) -> list[Delivery]:
         self._messages_max = messages_max
@@ -62,7 +63,8 @@ class _Batches:
             wait = 0.0 if stop() else _slice(deadline)
             taken, self._ahead = self._ahead[:messages_max], self._ahead[messages_max:]
             if not taken:
-                taken = self._channel.take(self._queue, messages_max, wait)
+                looked, self._looked = self._looked, False
+                taken = self._channel.take(self._queue, messages_max, wait, looked=looked)
             if taken or wait <= 0:
                 return [delivery_of_envelope(message.raw, message.tag) for message in taken]
 
@@ -74,6 +76,7 @@ class _Batches:
         elif tags:
             # Whoever acknowledges is about to receive. What is taken goes back when it does not.
             self._ahead = self._channel.settle_and_take(tags, self._queue, self._messages_max)
+            self._looked = not self._ahead
 
 
 class _Receipt(NamedTuple):

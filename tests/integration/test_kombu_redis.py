@@ -159,6 +159,22 @@ def test_waiting_leaves_the_message_where_it_is(open_channel: Open, server: redi
     assert len(channel.take(QUEUE, 10, 5)) == 1
 
 
+def test_what_ends_a_wait_is_taken_in_the_same_trip(
+    open_channel: Open, server: redis.Redis
+) -> None:
+    """Another consumer may still be faster; who has just looked does not look again first."""
+    channel = open_channel()
+    put(channel, "a", "b")
+    channel.take(QUEUE, 1, looked=True)
+    before = server.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert len(channel.take(QUEUE, 10, 5, looked=True)) == 1
+    assert channel.take(QUEUE, 10, 0.01, looked=True) == []
+    assert before + 2 == server.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert (server.llen(QUEUE), server.hlen("unacked")) == (0, 2)
+    put(channel, "urgent", priority=3)
+    assert len(channel.take(QUEUE, 10, 0.01, looked=True)) == 1
+
+
 def test_scripts_that_redis_forgot_are_sent_again(open_channel: Open, server: redis.Redis) -> None:
     """A restarted Redis knows no script."""
     channel = open_channel()
