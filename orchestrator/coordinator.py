@@ -116,8 +116,13 @@ class Coordinator:
             if deliveries:
                 self._handle(deliveries)
             for chore in self._chores:
-                if chore.due() and not self._stopping.is_set():
-                    self._store.attempt(chore.run)
+                if (
+                    chore.due()
+                    and not self._stopping.is_set()
+                    and not self._store.attempt(chore.run)
+                ):
+                    # Replies come before timers when the store is back: what they answer is not late.
+                    break
         self._store.attempt(self._engine.settle)
         # Messages in hand go back to the queue at once.
         self._broker.attempt(self._engine.close)

@@ -186,8 +186,9 @@ def _step(
         undoing = step.phase is Phase.UNDO_FAILED
         what = f"Undoing step {name!r}" if undoing else f"Step {name!r}"
         times = step.undo_attempt if undoing else step.attempt
+        silent = f": nobody on the queue {queue!r} answered in time"
         return (
-            f"{what} gave up{failure} (attempt {times}). Look at it, then `saga retry`, "
+            f"{what} gave up{failure or silent} (attempt {times}). Look at it, then `saga retry`, "
             "`saga skip` or `saga resolve`."
         )
     match step.phase:

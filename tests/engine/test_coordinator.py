@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.coordinator import BUSY_FROM, Coordinator
 from orchestrator.ports import Delivery
+from shared.errors import UnavailableError
 from shared.messages import CancelRequest
 
 
@@ -59,3 +60,35 @@ def test_a_large_batch_is_followed_by_a_rest_before_it_is_acknowledged(size: int
     Coordinator(engine, rest=timedelta(seconds=7), stopping=stopping).run()
     rest = ["rest 7"] if size >= BUSY_FROM else []
     assert happened == [f"handle {size}", *rest, f"acknowledge {size}"]
+
+
+def test_after_a_failure_of_the_store_replies_come_before_timers() -> None:
+    """What was answered while the store was away has not timed out."""
+    delivery = Delivery(message=CancelRequest(saga_id="s"), task="saga.cancel", body="")
+    batches: list[list[Delivery]] = [[delivery], []]
+    happened: list[str] = []
+
+    def tick(_: int) -> int:
+        happened.append("tick")
+        if "handle" not in happened:
+            raise UnavailableError("away")
+        return 0
+
+    def chore(*_: object) -> int:
+        happened.append("chore")
+        return 0
+
+    engine: Any = SimpleNamespace(
+        transport=SimpleNamespace(receive=lambda *_: batches.pop(), acknowledge=lambda _: None),
+        handle=lambda _: happened.append("handle"),
+        settle=lambda: None,
+        close=lambda: None,
+        tick=tick,
+        republish=chore,
+        retrace=chore,
+        admit=chore,
+        audit=chore,
+    )
+    Coordinator(engine, stopping=Stopping(batches, happened)).run()
+    told = [one for one in happened if not one.startswith("rest")]
+    assert told[:2] == ["tick", "handle"]

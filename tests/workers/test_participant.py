@@ -252,6 +252,21 @@ def test_long_failure_texts_are_cut(service: Service) -> None:
     assert failure.traceback.endswith("x\n")
 
 
+@pytest.mark.parametrize("raised", [ValueError("no \udcff"), Reject("No\udcff", "no \udcff")])
+def test_a_failure_that_is_no_text_is_told_all_the_same(
+    service: Service, raised: Exception
+) -> None:
+    """Names of files hold such characters: without its reply the attempt would time out."""
+
+    def charge(context: StepContext) -> None:
+        raise raised
+
+    service.action(charge)
+    (reply,) = service.eager.run("pay.charge", command(), {})
+    assert isinstance(reply.outcome, Failed | Rejected)
+    assert reply.outcome.failure.message == "no \\udcff"
+
+
 def test_reply_says_where_and_when(bare: Service) -> None:
     """The reply carries the attempt it answers, and the worker and times of it."""
     bare.action(lambda context: None)

@@ -101,8 +101,8 @@ def failure_of(error: BaseException) -> Failure:
             trace = "".join(traceback.format_exception(error))
             return Failure(
                 kind=type(error).__name__,
-                message=_cut(redacted_text(text_of(error))),
-                traceback=redacted_text(trace[-TRACEBACK_CHARS_READ:])[
+                message=_cut(_writable(redacted_text(text_of(error)))),
+                traceback=_writable(redacted_text(trace[-TRACEBACK_CHARS_READ:]))[
                     -FAILURE_TRACEBACK_CHARS_MAX:
                 ],
             )
@@ -110,7 +110,16 @@ def failure_of(error: BaseException) -> Failure:
 
 def failure(kind: str, message: str, *, retryable: bool) -> Failure:
     """A failure without a traceback, its message without secrets and cut to the limit."""
-    return Failure(kind=kind, message=_cut(redacted_text(message)), retryable=retryable)
+    told = _cut(_writable(redacted_text(message)))
+    return Failure(kind=_writable(kind), message=told, retryable=retryable)
+
+
+def _writable(text: str) -> str:
+    """The text without what UTF-8 has no form for, such as the name of a file that is no text.
+
+    It would fail the reply itself, and the orchestrator would wait for it in vain.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _cut(text: str) -> str:
