@@ -1,4 +1,4 @@
-"""What operators say of all sagas of a name: limits in place of those of the definition."""
+"""What operators say of all sagas of a name: limits in place of the definition's, and pauses."""
 
 import difflib
 from collections.abc import Collection, Sequence
@@ -77,6 +77,32 @@ class Controls:
         """
         self._require(name, step)
         return self._engine.uncontrol(name, step, "limit")
+
+    def pause(self, name: str, *, reason: str, by: str = "") -> Control:
+        """Have every saga of a name that starts from now on begin paused, until `resume`.
+
+        Those that there are already are paused one by one (`Client.pause`).
+
+        Raises:
+            UnknownSaga: No definition has that name.
+        """
+        self._require(name, "")
+        control = Control(name=name, reason=reason, by=by, at=self._clock())
+        self._engine.control(control)
+        return control
+
+    def resume(self, name: str) -> Control | None:
+        """Let sagas of a name begin again when they start; returns the pause, if there was one.
+
+        Raises:
+            UnknownSaga: No definition has that name.
+        """
+        self._require(name, "")
+        return self._engine.uncontrol(name, "", "pause")
+
+    def pauses(self) -> Sequence[Control]:
+        """The names that are paused, with who said so, when and why."""
+        return self._engine.pauses()
 
     def _require(self, name: str, step: str) -> None:
         of_name = [one for one in self._definitions() if one.name == name]

@@ -133,14 +133,15 @@ class Engine:
         self._clock = clock
         self._payload_bytes_max = payload_bytes_max
         self._outbox = Outbox(transport=transport, tracing=tracing, clock=clock)
+        self._rooms = Rooms(store=store, catalog=catalog, clock=clock)
         self._starts = Starts(
             store=store,
             catalog=catalog,
             tracing=tracing,
             clock=clock,
             payload_bytes_max=payload_bytes_max,
+            rooms=self._rooms,
         )
-        self._rooms = Rooms(store=store, catalog=catalog, clock=clock)
         self._loop = Loop(
             store=store,
             outbox=self._outbox,
@@ -336,9 +337,10 @@ class Engine:
         return self._loop.admit()
 
     def audit(self, limit: int) -> bool:
-        """Write slots anew that are not those of their saga; returns whether there may be more.
+        """Put right what somebody did who did not know yet of a limit, or of a pause of a name.
 
-        That is so where somebody did not know of a limit: it is new, or it has been lifted.
+        Returns:
+            Whether there may be more to do than `limit`.
         """
         return self._loop.audit(limit)
 
@@ -394,6 +396,10 @@ class Engine:
         awaited = () if row.state.status.final else row.state.awaited
         gates = {(row.state.name, step): limits[step] for step in awaited if step in limits}
         return self._rooms.view(gates, row) if gates else []
+
+    def pauses(self) -> list[Control]:
+        """The names that are paused."""
+        return self._rooms.pauses()
 
     def control(self, control: Control) -> None:
         """Keep what an operator says of a name."""

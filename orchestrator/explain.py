@@ -7,7 +7,7 @@ from orchestrator.core.definition import Definition, PlannedStep, Sleep, SubSaga
 from orchestrator.core.events import Recorded, RoomAwaited, SagaPaused, StepDispatched
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
-from orchestrator.ports import SagaRow
+from orchestrator.ports import Control, SagaRow
 from orchestrator.rooms import GateView
 from orchestrator.views import sub_saga_of
 from shared.names import ORCHESTRATOR_QUEUE
@@ -21,6 +21,7 @@ def explain(
     *,
     consumed: Collection[str] | None,
     awaited: Sequence[GateView] = (),
+    pauses: Sequence[Control] = (),
 ) -> str:
     """Why a saga is not moving, or that it has ended.
 
@@ -31,10 +32,18 @@ def explain(
         now: The time.
         consumed: Queues that some worker consumes; None where nobody could be asked.
         awaited: What it waits for room in.
+        pauses: Names that are paused.
     """
+    name = row.state.name
     return " ".join(
         [
             *_sentences(definition, row, history, now, consumed),
+            *(
+                f"All sagas of its name are paused since {_clock(one.at, now)}: "
+                f"`saga resume --name {name}` lets them go on."
+                for one in pauses
+                if one.name == name and row.state.paused
+            ),
             *(_room(gate, history, now) for gate in awaited if not row.state.paused),
         ]
     )

@@ -16,7 +16,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Decision, decide
-from orchestrator.core.messages import Message, Start, Tick
+from orchestrator.core.messages import Message, Pause, Start, Tick
 from orchestrator.outbox import Outbox
 from orchestrator.ports import NO_GATES, Change, DeadLetter, Gate, SagaRow, Store
 from orchestrator.rooms import NO_SHARES, Rooms
@@ -159,7 +159,15 @@ class Loop:
         return None
 
     def audit(self, limit: int) -> bool:
-        """Write slots anew that are not those of their saga; returns whether there may be more."""
+        """Put right what somebody did who did not know of a limit or a pause.
+
+        Returns:
+            Whether there may be more.
+        """
+        control, late = self._rooms.to_pause(limit)
+        if control is not None:
+            pause = Pause(reason=control.reason, by=control.by)
+            self.advance([Asked(saga_id=one, message=pause) for one in late])
         saga_ids = self._rooms.to_count(limit)
         self.advance([Asked(saga_id=one, message=Tick(), recount=True) for one in saga_ids])
         return len(saga_ids) == limit

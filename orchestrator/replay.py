@@ -295,6 +295,10 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
                 copied=_copied(events[1:]) if event.fork else (),
             )
             undone = events[1] if len(events) > 1 else event
+            paused = next((one for one in events if isinstance(one, SagaPaused)), None)
+            if paused is not None:
+                pause = Pause(reason=paused.reason, by=paused.by)
+                return (msgspec.structs.replace(start, pause=pause), start)
             if not isinstance(undone, UndoRequested):
                 return (start,)
             undo = Undo(attempt=undone.attempt, reason=undone.reason, parent=undone.parent)

@@ -162,6 +162,7 @@ class Rooms:
         self._controls: dict[str, list[Control]] = {}
         self._limited: dict[tuple[str, int], Mapping[str, Limit]] = {}
         self._recount_at: dict[str, datetime] = {}
+        self._pause_at: dict[str, datetime] = {}
         self._counted: dict[str, tuple[datetime, str]] = {}
         self._limited_before = True
         self._seen: dict[tuple[str, int], Definition] = {}
@@ -203,10 +204,10 @@ class Rooms:
         self._refresh(self._clock())
         return self._gates() or NO_GATES
 
-    def pause_of(self, name: str, now: datetime) -> Control | None:
+    def pause_of(self, name: str) -> Control | None:
         """The pause that all sagas of a name are under, if they are."""
-        self._refresh(now)
-        return next((one for one in self._controls.get(name, ()) if one.limit is None), None)
+        self._refresh(self._clock())
+        return _pause_in(self._controls.get(name, ()))
 
     def view(self, gates: Mapping[Gate, Limit], row: SagaRow | None = None) -> list[GateView]:
         """How much of these limits is used, and where a saga stands among those who wait."""
@@ -232,6 +233,29 @@ class Rooms:
             )
             for gate, limit in sorted(gates.items())
         ]
+
+    def pauses(self) -> list[Control]:
+        """The names that are paused, with who said so, when and why."""
+        self._refresh(self._clock())
+        said = (one for controls in self._controls.values() for one in controls)
+        return [one for one in said if one.limit is None]
+
+    def to_pause(self, limit: int) -> tuple[Control | None, list[str]]:
+        """Sagas that somebody started who did not know yet that their name is paused.
+
+        Returns:
+            The pause, and at most so many sagas that began after it; what it names is done then.
+        """
+        now = self._clock()
+        for name, at in self._pause_at.items():
+            if at <= now:
+                del self._pause_at[name]
+                control = self.pause_of(name)
+                if control is None:
+                    break
+                found = self._store.list_sagas(statuses=ACTIVE, name=name, limit=limit)
+                return control, [one.saga_id for one in found if one.started_at >= control.at]
+        return None, []
 
     def to_admit(self, gates: Mapping[Gate, Limit]) -> tuple[list[str], datetime | None]:
         """Sagas that wait and have room now, and when the next one has, as far as a rate says so."""
@@ -292,6 +316,9 @@ class Rooms:
             controls.setdefault(control.name, []).append(control)
         if before is not None and controls == self._controls:
             return
+        paused = {name for name in controls if _pause_in(controls[name])}
+        known = {name for name in self._controls if _pause_in(self._controls[name])}
+        self._pause_at |= dict.fromkeys(paused - known, now + RECOUNT_AFTER)
         self._controls = controls
         self._limited = {}
         new = self._gates().keys() - (before or {}).keys()
@@ -319,3 +346,7 @@ def _opens_at(limit: Limit, crowd: Crowd, now: datetime) -> datetime | None:
 
 def _rank(row: SagaRow) -> Rank:
     return int(not row.state.backward), row.started_at, row.saga_id
+
+
+def _pause_in(controls: Iterable[Control]) -> Control | None:
+    return next((one for one in controls if one.limit is None), None)

@@ -3,8 +3,9 @@
 from orchestrator.batch import Asked
 from orchestrator.catalog import Catalog
 from orchestrator.core.eventing import input_of, key_of
-from orchestrator.core.messages import Start, Undo
+from orchestrator.core.messages import Pause, Start, Undo
 from orchestrator.ports import SagaRow, Store
+from orchestrator.rooms import Rooms
 from orchestrator.tracing import SagaTracing
 from shared import codec
 from shared.clock import Clock
@@ -22,6 +23,7 @@ class Starts:
         tracing: Begins their traces.
         clock: Tells the time.
         payload_bytes_max: Largest input, as JSON.
+        rooms: Knows which names are paused.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Starts:
         tracing: SagaTracing,
         clock: Clock,
         payload_bytes_max: int,
+        rooms: Rooms,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._tracing = tracing
         self._clock = clock
         self._payload_bytes_max = payload_bytes_max
+        self._rooms = rooms
 
     def asked(self, request: StartRequest, undo: Undo | None = None) -> Asked:
         """What a start asks; its definition is kept in the store by then.
@@ -65,8 +69,13 @@ class Starts:
             not_before=request.not_before,
             parent=request.parent,
             undo=undo,
+            pause=self._pause(request.name),
         )
         return Asked(saga_id=saga_id, message=message, definition=saga.definition)
+
+    def _pause(self, name: str) -> Pause | None:
+        said = self._rooms.pause_of(name)
+        return None if said is None else Pause(reason=said.reason, by=said.by)
 
     def by_key(self, asked: Asked) -> SagaRow | None:
         """The saga that a start's business key names; None where it is free, or there is none.

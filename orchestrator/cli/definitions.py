@@ -11,10 +11,12 @@ from typing_extensions import override
 
 from orchestrator.cli import output, session
 from orchestrator.cli.options import Json
+from shared.clock import utc_now
 from shared.errors import UnknownSaga
 
 if TYPE_CHECKING:
     from orchestrator.core.definition import Definition
+    from orchestrator.ports import Control
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the saga.")]
 
@@ -58,14 +60,19 @@ def show(
     """Show definitions with their steps."""
     from orchestrator.cli import render
 
-    stored, in_code = _known()
+    pauses: dict[str, Control] = {}
+    stored, in_code = _known(pauses)
     known = [one for _, one in sorted({**in_code, **stored}.items())]
     found = known if name is None else _named(name, known)
     if as_json:
-        output.show_json(found)
+        output.show_json(
+            [{**msgspec.to_builtins(one), "paused": pauses.get(one.name)} for one in found]
+        )
         return
     for number, one in enumerate(found):
         output.show([*([()] if number else []), *render.definition_blocks(one)])
+        if one.name in pauses:
+            output.show([output.line(render.pause_line(pauses[one.name], utc_now()))])
 
 
 def diff(
@@ -111,14 +118,20 @@ def diff(
 Known = dict[tuple[str, int], "Definition"]
 
 
-def _known() -> tuple[Known, Known]:
-    """Those in the store and those in the code; before anything has run only the latter."""
+def _known(pauses: "dict[str, Control] | None" = None) -> tuple[Known, Known]:
+    """Those in the store and those in the code; before anything has run only the latter.
+
+    Args:
+        pauses: Where the names that are paused are put, if they are wanted.
+    """
     from orchestrator.bootstrap import load_sagas
 
     stored: Known = {}
     if session.has_store(session.settings()):
         with session.reading() as client:
             stored = {(one.name, one.version): one for one in client.stored_definitions()}
+            if pauses is not None:
+                pauses |= {one.name: one for one in client.controls.pauses()}
     sagas = load_sagas(session.settings().definitions)
     return stored, {(one.name, one.version): one.definition for one in sagas}
 

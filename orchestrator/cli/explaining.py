@@ -25,9 +25,11 @@ def explain(
 
     with session.reading() as client:
         definition, row, history = client.story(saga_id)
-        awaited = client.controls.awaited(row)
+        awaited, pauses = client.controls.awaited(row), client.controls.pauses()
     consumed = _consumed() if ask and not row.state.status.final else None
-    text = explained(definition, row, history, utc_now(), consumed=consumed, awaited=awaited)
+    text = explained(
+        definition, row, history, utc_now(), consumed=consumed, awaited=awaited, pauses=pauses
+    )
     if as_json:
         state = row.state
         output.show_json(

@@ -33,6 +33,14 @@ _COMPENSATE: Final = """Give up going forward, and undo what was done.
 
 Also where nobody knows whether the pivot happened: you vouch that it did not."""
 
+_PAUSE: Final = """Begin nothing new until it is resumed.
+
+What is in flight ends. With --name alone, sagas of that name that start later are paused, too."""
+
+_RESUME: Final = """Go on with a saga that was paused.
+
+With --name alone, all that are paused, and those that start later begin at once again."""
+
 Do = Callable[["Client", str], "Operated"]
 Command = Callable[..., None]
 
@@ -54,8 +62,8 @@ Which = Annotated[
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of operators."""
     for name, method, text in (
-        ("pause", "pause", "Begin nothing new until it is resumed.\n\nWhat is in flight ends."),
-        ("resume", "resume", "Go on with a saga that was paused."),
+        ("pause", "pause", _PAUSE),
+        ("resume", "resume", _RESUME),
         ("resolve", "resolve", "End a stuck saga that has been put right by hand."),
         (
             "compensate",
@@ -98,7 +106,27 @@ def _simple(method: str) -> Command:
             done: Operated = asked(saga_id, reason=reason, by=user(), dry_run=dry_run)
             return done
 
-        _act(saga_ids or [], wanted, do, dry_run=dry_run, yes=yes, as_json=as_json)
+        whole = ""
+        if method in {"pause", "resume"} and not saga_ids:
+            whole = _whole_name(wanted)
+        if whole:
+            wanted = _whole(wanted, method)
+
+        def say(client: "Client") -> None:
+            if method == "pause":
+                client.controls.pause(whole, reason=reason, by=user())
+            else:
+                client.controls.resume(whole)
+
+        _act(
+            saga_ids or [],
+            wanted,
+            do,
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+            say=say if whole else None,
+        )
 
     return command
 
@@ -190,7 +218,19 @@ def _act(
     dry_run: bool,
     yes: bool,
     as_json: bool,
+    say: Callable[["Client"], None] | None = None,
 ) -> None:
+    """Do it to each saga.
+
+    Args:
+        saga_ids: Which; empty for those that fit the filter.
+        wanted: The filter.
+        do: What is done to one.
+        dry_run: Nothing is stored.
+        yes: Nothing is asked.
+        as_json: How it is shown.
+        say: What is said of the whole name before, so that no saga can slip through.
+    """
     if bool(saga_ids) is not wanted.is_empty:
         raise InputError(
             "Name sagas by their ids, or by a filter, and not both.",
@@ -198,8 +238,11 @@ def _act(
         )
     with session.acting() as client:
         chosen = list(saga_ids) or [row.saga_id for row in client.find(wanted, SAGAS_MAX)]
-        if not saga_ids and not dry_run and chosen:
-            _confirm(len(chosen), yes=yes)
+        if not saga_ids and not dry_run and (chosen or say):
+            _confirm(len(chosen), yes=yes, later=say is not None)
+            if say:
+                say(client)
+                chosen = [row.saga_id for row in client.find(wanted, SAGAS_MAX)]
         if len(saga_ids) == 1:  # its error is the command's
             results = [_described(do(client, saga_ids[0]))]
         else:
@@ -215,14 +258,33 @@ def _act(
         raise typer.Exit(NotAllowed.exit_code)
 
 
-def _confirm(sagas: int, *, yes: bool) -> None:
+def _whole_name(wanted: "Filter") -> str:
+    """The name, where the filter is nothing but a name."""
+    from orchestrator.search import Filter
+
+    name = wanted.name or ""
+    return name if wanted == Filter(name=wanted.name) else ""
+
+
+def _whole(wanted: "Filter", method: str) -> "Filter":
+    """The sagas of a name that can be paused, or resumed."""
+    import msgspec
+
+    from orchestrator.core.state import ACTIVE
+
+    active = tuple(sorted(ACTIVE))
+    return msgspec.structs.replace(wanted, statuses=active, paused=method == "resume")
+
+
+def _confirm(sagas: int, *, yes: bool, later: bool) -> None:
     if yes:
         return
     if not output.is_terminal():
         match = "saga matches" if sagas == 1 else "sagas match"
         hint = "Look with --dry-run, then give --yes. Nothing was done."
-        raise InputError(f"{sagas} {match}.", hint=hint)
-    if not typer.confirm(f"Do it to {sagas} sagas?", err=True):
+        raise InputError(f"{sagas} {match}{', and all that start later' * later}.", hint=hint)
+    those = f"{sagas} sagas{', and to those that start later' * later}"
+    if not typer.confirm(f"Do it to {those}?", err=True):
         raise typer.Abort
 
 

@@ -9,7 +9,7 @@ from orchestrator.cli.output import Block, Line, Piece, Table, line, one_line
 from orchestrator.cli.times import away, duration, moment
 from orchestrator.core.definition import Definition, PlannedStep, Retry
 from orchestrator.core.state import Phase, Status
-from orchestrator.ports import DeadLetter, SagaSummary
+from orchestrator.ports import Control, DeadLetter, SagaSummary
 from orchestrator.views import SagaView, StepView, TimelineEntry
 
 STATUS_STYLES: Final = {
@@ -195,6 +195,15 @@ def sagas_table(sagas: Sequence[SagaSummary], now: datetime) -> Table:
 def _took(saga: SagaSummary, now: datetime) -> str:
     end = saga.updated_at if saga.status.final else now
     return duration((end - saga.started_at) / timedelta(milliseconds=1))
+
+
+def pause_line(pause: Control, now: datetime) -> str:
+    """That all sagas of a name are paused."""
+    why = f": {one_line(pause.reason)}" if pause.reason else ""
+    return (
+        f"{pause.name} is paused by {pause.by or 'an operator'} since {moment(pause.at, now)}"
+        f"{why}. Sagas that start begin when it is resumed."
+    )
 
 
 def definition_blocks(definition: Definition) -> Iterator[Block]:

@@ -58,6 +58,10 @@ def list_sagas(
             found = client.list(statuses=wanted.statuses, name=name, key=key, limit=limit)
         else:
             found = [summary_of(row) for row in client.find(wanted, limit)]
+        pauses = [] if as_json else client.controls.pauses()
+    for pause in pauses:
+        if name in {None, pause.name}:
+            output.note(render.pause_line(pause, utc_now()))
     if as_json:
         output.show_json(found)
     elif found:

@@ -15,6 +15,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         undo: Its parent wants it undone before it has begun: it never does anything.
+        pause: All sagas of its name are paused: it begins nothing until it is resumed.
         fork: What it is forked from, if it is.
         copied: What had been done there and counts as done.
     """
@@ -27,6 +28,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     not_before: datetime | None = None
     parent: Parent | None = None
     undo: "Undo | None" = None
+    pause: "Pause | None" = None
     fork: ForkedFrom | None = None
     copied: tuple[StepExpanded | StepCopied, ...] = ()
 

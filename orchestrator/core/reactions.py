@@ -16,6 +16,7 @@ from orchestrator.core.events import (
     DeadlineExceeded,
     Event,
     SagaForked,
+    SagaPaused,
     SagaStarted,
     SignalReceived,
     StepAccepted,
@@ -63,6 +64,8 @@ def react(  # noqa: C901, PLR0912 - one case for each message
                 if message.undo:
                     undo = message.undo
                     yield UndoRequested(attempt=undo.attempt, reason=undo.reason)
+                elif message.pause:
+                    yield SagaPaused(reason=message.pause.reason, by=message.pause.by)
         case Undo():
             if state is not None:
                 yield from sub_sagas.undo_asked(definition, state, message)

@@ -290,6 +290,23 @@ def test_operators_act_on_one_saga_and_on_all_that_fit(dev: Dev) -> None:
     assert "refunded by hand" in dev.saga("show", ids[0]).out
 
 
+def test_a_whole_name_is_paused_with_what_starts_later(dev: Dev) -> None:
+    """It may start, and begins when the name is resumed."""
+    name = ("--name", "collect-payment", "--reason", "month end", "--json")
+    assert dev.saga("pause", *name).code == 2  # nobody was asked
+    assert dev.saga("pause", *name, "--yes").code == 0
+    given = '{"amount_cents": 100, "card": "4000000000000000"}'
+    started = dev.saga("start", "collect-payment", "--input", given, "--json")
+    assert started.code == 0, started.err
+    saga_id = started.json["saga_id"]
+    assert "is paused by" in dev.saga("list").err
+    shown = dev.saga("show", saga_id, "--json").json
+    assert (shown["paused"], shown["timeline"][1]["event"]) == (True, "saga_paused")
+    resumed = dev.saga("resume", *name, "--yes").json
+    assert [one["saga_id"] for one in resumed] == [saga_id]
+    wait_until(lambda: dev.status(saga_id) == "completed", timeout=30)
+
+
 def test_a_saga_that_has_ended_is_forked_and_the_fork_undone_whole(dev: Dev) -> None:
     """What was charged for the old order is refunded by the fork, once, and by nobody else."""
     order = dev.order("--wait").json["saga_id"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Input, Item, Limit, Saga
+from orchestrator.core.events import SagaPaused
 from orchestrator.core.messages import Pause, Resume, RetryNow
 from orchestrator.core.plan import plan_of
 from orchestrator.core.room import taken
@@ -319,6 +320,31 @@ def test_what_a_process_that_knows_of_no_limit_leaves_behind_is_put_right() -> N
     assert town.charged() == []
     town.wait(1)
     assert town.charged() == [second]
+
+
+def test_sagas_of_a_name_that_is_paused_begin_nothing_when_they_start() -> None:
+    """Until it is resumed; who paused it and why stands in their history."""
+    other = Saga(name="other", version=1, input=Orders, steps=(step("charge"),))
+    town = Town(charging(), other)
+    running = town.start()
+    town.engines[1].control(Control(name="test", reason="audit", by="ada", at=town.now))
+    early = town.start()  # the other process does not know of it yet
+    assert [one.saga_id for one in town.flying] == [running, early]
+    paused = town.start(by=1)
+    town.start(name="other", by=1)
+    assert [one.saga_id for one in town.flying][2:] == ["saga-003"]
+    history = town.store.history([paused])[paused]
+    assert [one.event for one in history[1:]] == [SagaPaused(reason="audit", by="ada")]
+    row = town.store.load([paused])[paused]
+    assert replay(town.sagas[0].definition, history, row.state).same
+    # What began before everybody knew is paused afterwards; what was there before is not touched.
+    town.wait(2)
+    town.wait(3.5)
+    states = [town.store.load([one])[one].state.paused for one in (running, early, paused)]
+    assert states == [False, True, True]
+    town.engines[0].uncontrol("test", "", "pause")
+    town.start()
+    assert town.flying[-1].saga_id == town.started[-1]
 
 
 OUTCOMES: tuple[Outcome, ...] = (
