@@ -9,6 +9,7 @@ All processes of a service share a file, forked children included (`log_file`).
 
 import logging
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -243,6 +244,7 @@ class _LineHandler(logging.Handler):
         super().__init__()
         self._write = write
         self._render = render
+        self._lost = 0
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -250,8 +252,16 @@ class _LineHandler(logging.Handler):
             self._write(self._render(record) + b"\n")
         except RecursionError:
             raise
+        except OSError as error:
+            if not self._lost:
+                _say(f"Log lines cannot be written, and are lost until they can: {error}")
+            self._lost += 1
         except Exception:  # noqa: BLE001 - as in the standard handlers: a line never stops work
             self.handleError(record)
+        else:
+            if self._lost:
+                _say(f"Log lines can be written again; {self._lost} were lost.")
+                self._lost = 0
 
 
 class _FileHandler(_LineHandler):
@@ -265,6 +275,13 @@ class _FileHandler(_LineHandler):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _say(text: str) -> None:
+    """Tell a person, once: a traceback for each line, as the standard handlers have, would flood."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):  # it is full, or closed, too
+            sys.stderr.write(f"{text}\n")
 
 
 def _write_all(fd: int, line: bytes) -> None:

@@ -316,6 +316,26 @@ def test_lines_can_go_to_a_file_and_to_standard_output(
     assert not out.startswith("{")
 
 
+def test_a_full_disk_is_said_once_and_so_is_its_end(
+    lines: Lines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A traceback for each line would fill what is left, and say nothing to anybody."""
+    full = tmp_path / "full.jsonl"
+    full.symlink_to("/dev/full")
+    logs.configure("svc", file=full)
+    log = structlog.stdlib.get_logger("a")
+    log.info("one")
+    log.info("two")
+    full.unlink()
+    log.info("three")
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in told] == [
+        "Log lines cannot be written, and are lost until they can",
+        "Log lines can be written again; 2 were lost.",
+    ]
+    assert "three" in full.read_text()
+
+
 def test_the_settings_say_when_a_file_is_put_aside(lines: Lines, tmp_path: Path) -> None:
     """Everything that is logged is in one of the files."""
     settings = Settings(log_dir=tmp_path, log_file_bytes_max=1000, log_files_max=2)

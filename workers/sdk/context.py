@@ -113,6 +113,9 @@ class StepContext:
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:
-        """A logger named after the task; its lines carry the saga, the step and the trace."""
+        """A logger named after the task.
+
+        Its lines carry the saga, the step and the trace where `install_telemetry` was called.
+        """
         logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(self.task)
         return logger
