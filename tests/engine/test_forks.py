@@ -173,6 +173,28 @@ def test_a_business_key_makes_a_fork_once() -> None:
         shop.client.fork(fork, "c", key="old")
 
 
+def test_of_two_forks_at_once_one_gets_the_effects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one was decided before, and is decided anew: nothing of it is left."""
+    shop = Ledger(LINE)
+    old = shop.start("test")
+    forks = shop.engine._forks
+    plan = forks._plan
+    faster: list[str] = []
+
+    def overtaken(*arguments: Any) -> Any:
+        found = plan(*arguments)
+        if not faster:
+            faster.append("")
+            faster[0] = shop.client.fork(old, "c").row.saga_id
+        return found
+
+    monkeypatch.setattr(forks, "_plan", overtaken)
+    with pytest.raises(NotAllowed, match="belongs to an earlier fork"):
+        shop.client.fork(old, "b")
+    assert {one.saga_id for one in shop.client.list()} == {old, *faster}
+    assert shop.view(old).forks == (*faster,)
+
+
 def test_another_input_is_checked_and_counts_for_what_is_done_anew() -> None:
     """What had been done is undone with what it was done with."""
     shop = Ledger(LINE)
