@@ -1,4 +1,5 @@
 import json
+import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,9 +255,11 @@ def test_long_failure_texts_are_cut(service: Service) -> None:
 
 @pytest.mark.parametrize("raised", [ValueError("no \udcff"), Reject("No\udcff", "no \udcff")])
 def test_a_failure_that_is_no_text_is_told_all_the_same(
-    service: Service, raised: Exception
+    service: Service, raised: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names of files hold such characters: without its reply the attempt would time out."""
+    # What pytest captures of it is no text either, and kills the tests that run beside this one.
+    monkeypatch.setattr(logging.getLogger("celery.app.trace"), "disabled", True)
 
     def charge(context: StepContext) -> None:
         raise raised
@@ -498,6 +501,47 @@ def test_work_that_goes_on_elsewhere_is_accepted_once(service: Service) -> None:
     assert service.outcome(token="t-1") == "accepted"
     assert (runs, service.booked()) == (["t-1"], 1)
     assert service.eager.states == ["SUCCESS", "SUCCESS"]
+
+
+class Booked(msgspec.Struct):
+    """What an action says that it returns."""
+
+    seat: str
+    price: int
+
+
+def test_a_result_is_what_its_function_declares(service: Service) -> None:
+    """A struct, or fields that fit it; what does not is rolled back, by name, and not tried again."""
+    results: list[Any] = [
+        Booked("1A", 7),
+        {"seat": "1A", "price": 7},
+        StepResult(output={"seat": "1A", "price": 7}, undo="u"),
+        Booked("1A", "much"),  # type: ignore[arg-type]  # which nothing hinders
+        {"seat": "1A"},
+        None,
+    ]
+
+    def charge(context: StepContext) -> Booked:
+        book(context)
+        result: Booked = results[context.attempt - 1]
+        return result
+
+    service.action(charge)
+    said = [
+        service.eager.run("pay.charge", command(saga_id=f"s-{number}", attempt=number), {})[
+            0
+        ].outcome
+        for number in range(1, 7)
+    ]
+    assert [isinstance(one, Succeeded) for one in said] == [True, True, True, False, False, False]
+    assert service.booked() == 3
+    failures = [one.failure for one in said if isinstance(one, Failed)]
+    assert {(one.kind, one.retryable) for one in failures} == {("InvalidResult", False)}
+    assert [one.message for one in failures] == [
+        "The step returned what is no Booked: Expected `int`, got `str` - at `$.price`",
+        "The step returned what is no Booked: Object missing required field `price`",
+        "The step returned what is no Booked: Expected `object`, got `null`",
+    ]
 
 
 def test_context_without_a_token_says_so(bare: Service) -> None:

@@ -20,6 +20,7 @@ from workers.sdk.heartbeat import Pulse
 from workers.sdk.install import prepare
 from workers.sdk.outcome import Reject, failure_of
 from workers.sdk.request import STRATEGY
+from workers.sdk.results import checked, result_type
 from workers.sdk.runner import command_from, encoded, in_clear, run_step
 
 DIRECTION_MISMATCH: Final = "DirectionMismatch"
@@ -148,6 +149,7 @@ class _Step:
         self._direction: Direction = direction
         self._participant = participant
         self._arguments = Arguments(function, skip=1, convert=True)
+        self._result_type = result_type(function)
 
     @property
     def body(self) -> Callable[..., Any]:
@@ -229,7 +231,7 @@ class _Step:
         arguments = self._arguments.select(payload)
         result = self._function(context, **arguments)
         faults.reach(faults.IN_ACTION, self._name)
-        return encoded(result)
+        return encoded(checked(result, self._result_type))
 
 
 def _output(outcome: Succeeded | Rejected | Accepted) -> Any:
