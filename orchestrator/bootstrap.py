@@ -10,7 +10,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.client import Client
 from orchestrator.coordinator import Coordinator
 from orchestrator.core.definition import Saga
-from orchestrator.core.limits import Limits
+from orchestrator.core.limits import Bounds, Limits
 from orchestrator.engine import Engine
 from orchestrator.store.sql import SqlStore, open_store
 from orchestrator.tracing import SagaTracing
@@ -96,11 +96,19 @@ def make_engine(settings: Settings, app: "Celery[Any] | None" = None) -> Engine:
     """
     from orchestrator.transport.celery import CeleryTransport
 
-    catalog = Catalog(load_sagas(settings.definitions))
+    catalog = Catalog(load_sagas(settings.definitions), _bounds(settings))
     transport = CeleryTransport(
         app or make_celery(lambda: settings), events=sorted(catalog.events())
     )
     return _engine(settings, catalog, transport, messaging_system(settings.celery_broker_url))
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        steps_max=settings.steps_max,
+        branches_max=settings.branches_max,
+        items_max=settings.items_max,
+    )
 
 
 def make_client(settings: Settings) -> Client:
@@ -114,7 +122,7 @@ def make_reader(settings: Settings) -> Client:
         broker_url = settings.celery_broker_url
     except ConfigurationError:
         broker_url = ABSENT
-    catalog = Catalog(load_sagas(settings.definitions))
+    catalog = Catalog(load_sagas(settings.definitions), _bounds(settings))
     return Client(_engine(settings, catalog, AbsentTransport(), messaging_system(broker_url)))
 
 

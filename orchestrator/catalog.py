@@ -3,11 +3,17 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from typing import Final
 
+from orchestrator.core.bounds import bounds_problems
 from orchestrator.core.definition import Definition, NothingToUndo, Saga, SubSaga
 from orchestrator.core.eventing import event_of
+from orchestrator.core.limits import Bounds
 from orchestrator.ports import Store
 from shared.errors import DefinitionError, UnknownSaga
+
+DEFAULT_BOUNDS: Final = Bounds()
+"""Those of the settings where none is set."""
 
 
 class Catalog:
@@ -15,13 +21,14 @@ class Catalog:
 
     Args:
         sagas: The definitions in code. Several versions of one name may stand side by side.
+        bounds: How large they may be.
 
     Raises:
-        DefinitionError: Two of them have the same name and version, or a sub-saga is not there or
-            could not be undone.
+        DefinitionError: Two of them have the same name and version, a sub-saga is not there or
+            could not be undone, or one is too large.
     """
 
-    def __init__(self, sagas: Iterable[Saga]) -> None:
+    def __init__(self, sagas: Iterable[Saga], bounds: Bounds = DEFAULT_BOUNDS) -> None:
         self._sagas: dict[str, Saga] = {}
         self._pinned: dict[tuple[str, int], Definition] = {}
         self._kept: set[tuple[str, int]] = set()
@@ -39,6 +46,7 @@ class Catalog:
         self._versions = versions
         for saga in versions.values():
             self._check_sub_sagas(saga.definition)
+            _check_bounds(saga.definition, bounds)
 
     def _check_sub_sagas(self, definition: Definition) -> None:
         """Check that what a saga is made of exists, and can be undone where it has to be."""
@@ -129,3 +137,14 @@ class Catalog:
                 return None
             self._pinned[identity] = stored
         return self._pinned[identity]
+
+
+def _check_bounds(definition: Definition, bounds: Bounds) -> None:
+    problems = bounds_problems(definition, bounds)
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise DefinitionError(
+            f"Saga {definition.name!r} version {definition.version} is too large:{listed}",
+            problems=tuple(problems),
+            hint="Split it with sub-sagas, or raise the setting.",
+        )

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
         definitions: Modules that hold saga definitions, separated by commas.
         history_events_max: Most events in the history of one saga; then it is stuck.
         in_flight_max: Most attempts of one saga in flight at a time.
+        steps_max: Most steps of a definition.
+        branches_max: Most steps of a definition that begin together.
+        items_max: Longest list that a step of a definition may run over.
         payload_bytes_max: Largest input, payload or output of a step, as JSON.
         batch_messages_max: Most replies that one transaction takes.
         visibility_timeout: Redis only: when a message whose worker died is delivered again.
@@ -77,6 +80,9 @@ class Settings(BaseSettings):
     definitions: Annotated[tuple[str, ...], NoDecode] = ("orchestrator.sagas",)
     history_events_max: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
     in_flight_max: Annotated[int, Field(ge=1, le=10_000)] = 100
+    steps_max: Annotated[int, Field(ge=1, le=300)] = 100
+    branches_max: Annotated[int, Field(ge=1, le=300)] = 50
+    items_max: Annotated[int, Field(ge=1, le=1_000)] = 1_000
     payload_bytes_max: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = (
         PAYLOAD_BYTES_MAX_DEFAULT
     )

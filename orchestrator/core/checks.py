@@ -21,9 +21,10 @@ from shared.errors import DecodeError
 from shared.fields import fields_of
 from shared.names import UNDO_ARGUMENT
 
-STEPS_MAX: Final = 100
+STEPS_MAX: Final = 300
+"""Steps for which the machine is quick enough; `Bounds.steps_max` allows fewer."""
 ITEMS_MAX: Final = 1_000
-"""Longest list that a step may run over."""
+"""The same for the longest list that a step may run over."""
 NAME_CHARS_MAX: Final = 64
 FACTOR_MAX: Final = 100
 """Largest factor of a back-off: beyond it the wait would overflow within the first attempts."""

@@ -35,6 +35,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     room: Mapping[str, int] = {}
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a definition may be; each is a setting, ``SAGA_<NAME>``.
+
+    Attributes:
+        steps_max: Steps of a definition.
+        branches_max: Steps that begin together: at the start, or after one step.
+        items_max: Longest list that a step may run over, `Step.items_max`.
+    """
+
+    steps_max: int = 100
+    branches_max: int = 50
+    items_max: int = 1_000
+
+
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
     """How much all sagas of a name may do together: as a whole, or in one of their steps.
 

@@ -127,6 +127,10 @@ def test_an_input_over_the_limit_stores_nothing(dev: Dev) -> None:
     assert "1024" in done.error["message"]
     assert "SAGA_PAYLOAD_BYTES_MAX" in done.error["hint"]
     assert dev.saga("list", "--key", "large", "--json").json == []
+    # So is a definition.
+    done = dev.saga("definitions", "--json", env={"SAGA_STEPS_MAX": "4"})
+    assert (done.code, done.error["type"]) == (2, "DefinitionError")
+    assert "it has 5 steps; SAGA_STEPS_MAX allows 4" in done.error["problems"]
 
 
 def test_an_unknown_saga_shows_the_nearest_names(dev: Dev) -> None:
