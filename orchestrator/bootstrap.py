@@ -16,15 +16,16 @@ from orchestrator.store.sql import SqlStore, open_store
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.absent import AbsentTransport
 from shared.clock import utc_now
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, DecodeError
 from shared.names import ORCHESTRATOR_QUEUE
+from shared.sealing import ring
 from shared.settings import Settings
 from shared.telemetry.names import messaging_system
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from orchestrator.ports import Transport
+    from orchestrator.ports import Store, Transport
 
 SERVICE = "orchestrator"
 
@@ -100,7 +101,28 @@ def make_engine(settings: Settings, app: "Celery[Any] | None" = None) -> Engine:
     transport = CeleryTransport(
         app or make_celery(lambda: settings), events=sorted(catalog.events())
     )
-    return _engine(settings, catalog, transport, messaging_system(settings.celery_broker_url))
+    engine = _engine(settings, catalog, transport, messaging_system(settings.celery_broker_url))
+    _require_the_keys(engine.store)
+    return engine
+
+
+def _require_the_keys(store: "Store") -> None:
+    """Refuse to write with keys that are not those of the store.
+
+    Every other process would have to open what this one seals: a single saga that the orchestrators
+    cannot read ends them, whenever they start.
+    """
+    if not ring().seals:
+        return
+    newest = [one.saga_id for one in store.list_sagas(limit=1)]
+    try:
+        store.load(newest)
+    except DecodeError as error:
+        store.close()
+        raise ConfigurationError(
+            f"SAGA_ENCRYPTION_KEYS does not open what is in the store, such as saga {newest[0]}.",
+            hint="Give this process the keys that the others have. Nothing was done.",
+        ) from error
 
 
 def _bounds(settings: Settings) -> Bounds:

@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 
+from orchestrator import bootstrap
 from orchestrator.bootstrap import load_sagas
+from orchestrator.client import Client
+from orchestrator.store import rows
 from orchestrator.store.database import Database
 from shared.errors import ConfigurationError
-from shared.settings import settings
+from shared.sealing import KeyRing
+from shared.settings import Settings, settings
 from workers.sdk.barrier import engine_of
 
 SAGA = """
@@ -88,3 +93,22 @@ def test_definitions_in_the_current_folder_are_found(
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
     (found,) = load_sagas(["sagas_of_this_folder"])
     assert found.name == "one"
+
+
+def test_keys_that_are_not_those_of_the_store_start_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One saga that the orchestrators cannot open would end them all."""
+
+    def client_with(ring: KeyRing) -> Client:
+        for module in (rows, bootstrap):
+            monkeypatch.setattr(module, "ring", lambda: ring)
+        return bootstrap.make_client(Settings(home=tmp_path, broker_url="memory://"))
+
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    client = client_with(KeyRing([old]))
+    saga_id = client.start("place-order", {"order_id": "1"}).row.saga_id
+    client.close()
+    with pytest.raises(ConfigurationError, match=saga_id):
+        client_with(KeyRing([new]))
+    client_with(KeyRing([new, old])).close()
