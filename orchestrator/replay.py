@@ -5,7 +5,8 @@ message brought. So the message is made anew from that fact, the core is asked, 
 compared with what stands in the history. Each decision starts from the recorded facts, so that a
 difference does not hide the next one.
 
-Heartbeats leave no event: a time-out that a heartbeat had put off shows as a difference.
+Heartbeats leave no event: a time-out that a heartbeat had put off shows as a difference, also that
+of an attempt that was accepted after it.
 """
 
 from collections import Counter

@@ -77,6 +77,8 @@ def test_whole_simulations_are_decided_alike() -> None:
             run.go()
         definitions = {(one.name, one.version): one for one in run.sagas}
         for row, history in run.world.store.everything().values():
+            if row.saga_id in run.world.store.beaten:
+                continue  # what a sign of life has put off is not in the history
             definition = definitions[row.state.name, row.state.version].definition
             result = replay(definition, history, row.state)
             assert result.same, result.differences

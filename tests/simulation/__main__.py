@@ -32,6 +32,7 @@ class Total(NamedTuple):
     runs: int
     sagas: int
     statuses: Counter[str]
+    features: Counter[str]
     fired: Counter[str]
     conflicts: int
     broken: list[int]
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.seed is not None:
         return _again(given.seed, whole=given.whole)
     began = time.monotonic()
-    total = Total(0, 0, Counter(), Counter(), 0, [])
+    total = Total(0, 0, Counter(), Counter(), Counter(), 0, [])
     said = began
     for part in _totals(given.first, given.seeds, given.processes):
         total = _sum(total, part)
@@ -76,7 +77,7 @@ def _totals(first: int, seeds: int, processes: int) -> Iterator[Total]:
 
 def _some(bounds: tuple[int, int]) -> Total:
     gc.set_threshold(OBJECTS_UNTIL_COLLECTED)
-    total = Total(0, 0, Counter(), Counter(), 0, [])
+    total = Total(0, 0, Counter(), Counter(), Counter(), 0, [])
     for seed in range(*bounds):
         total = _sum(total, _one(simulate(seed)))
     return total
@@ -85,16 +86,19 @@ def _some(bounds: tuple[int, int]) -> Total:
 def _one(run: Finding) -> Total:
     statuses = Counter({status.value: count for status, count in run.statuses.items()})
     fired = Counter(fault.kind for fault in run.fired)
-    return Total(1, run.sagas, statuses, fired, run.conflicts, [run.seed] if run.problems else [])
+    broken = [run.seed] if run.problems else []
+    return Total(1, run.sagas, statuses, run.features, fired, run.conflicts, broken)
 
 
 def _sum(one: Total, other: Total) -> Total:
     one.statuses.update(other.statuses)
+    one.features.update(other.features)
     one.fired.update(other.fired)
     return Total(
         one.runs + other.runs,
         one.sagas + other.sagas,
         one.statuses,
+        one.features,
         one.fired,
         one.conflicts + other.conflicts,
         one.broken + other.broken,
@@ -107,6 +111,7 @@ def _report(total: Total, seconds: float, processes: int) -> None:
     print(f"sagas       {total.sagas}: {_counted(total.statuses)}")
     print(f"rate        {per_second:.0f} sagas/s in {processes} processes, {seconds:.1f} s")
     print(f"conflicts   {total.conflicts}")
+    print(f"features    {_counted(total.features)}")
     print(f"faults      {sum(total.fired.values())}: {_counted(total.fired)}")
     never = sorted({*CHANCES} - {*total.fired})
     if never:

@@ -11,6 +11,8 @@ from orchestrator.catalog import Catalog
 from orchestrator.coordinator import Coordinator
 from orchestrator.core.definition import Saga
 from orchestrator.core.events import Trace
+from orchestrator.core.messages import Resolve, Resume, RetryNow, Signal
+from orchestrator.core.state import Status
 from orchestrator.engine import Engine
 from orchestrator.ports import Delivery
 from orchestrator.tracing import SagaTracing
@@ -18,19 +20,24 @@ from orchestrator.transport.memory import Held
 from shared.errors import NotAllowed, UnavailableError, UnknownSaga
 from shared.ids import derived_span_id
 from shared.messages import (
+    Accepted,
     CancelRequest,
     Command,
+    CompleteRequest,
+    Ended,
     Failed,
     Failure,
+    HeartbeatRequest,
     Outcome,
     Rejected,
     Reply,
+    SignalRequest,
     StartRequest,
     Succeeded,
 )
 from tests.simulation.barrier import Database
 from tests.simulation.definitions import example_input
-from tests.simulation.plan import Cancel, Start
+from tests.simulation.plan import Ask, Cancel, Start
 from tests.simulation.world import (
     LATENCY_S,
     REDELIVERY_MAX_S,
@@ -45,6 +52,8 @@ from tests.simulation.world import (
 
 SLOTS: Final = 3
 SLOW_MAX_S: Final = 5.0
+SIGNS_OF_LIFE: Final = 3
+"""That a slow attempt gives."""
 TRIES: Final = 4
 BATCH_MAX: Final = 20
 
@@ -188,7 +197,7 @@ class Client(EngineProcess):
         name: str,
         sagas: Sequence[Saga],
         plants: Plants,
-        work: Sequence[Start | Cancel],
+        work: Sequence[Start | Cancel | Ask],
     ) -> None:
         super().__init__(world, name, sagas, plants)
         self._left = [*work]
@@ -212,7 +221,7 @@ class Client(EngineProcess):
             if isinstance(item, Start):
                 self._start(engine, item)
             else:
-                self._cancel(engine, item)
+                self._ask(engine, item)
         self.done = True
 
     def _start(self, engine: SimulatedEngine, start: Start) -> None:
@@ -228,19 +237,60 @@ class Client(EngineProcess):
                 self._settle(engine)
                 return
 
-    def _cancel(self, engine: SimulatedEngine, cancel: Cancel) -> None:
-        saga_id = self.started.get(cancel.number, f"saga-{cancel.number}")
+    def _ask(self, engine: SimulatedEngine, asked: Cancel | Ask) -> None:
+        saga_id = self.started.get(asked.number, f"saga-{asked.number}")
+        what = asked.what if isinstance(asked, Ask) else asked
         try:
-            engine.cancel(saga_id, reason="changed my mind", by=self.name)
+            match what:
+                case Cancel():
+                    engine.cancel(saga_id, reason="changed my mind", by=self.name)
+                case Signal(name=name, data=data):
+                    engine.signal(saga_id, name, data, by=self.name)
+                case _:
+                    engine.operate(saga_id, what)
             self._settle(engine)
         except (NotAllowed, UnknownSaga, UnavailableError) as error:
-            self.world.note(f"cannot cancel: {type(error).__name__}")
+            self.world.note(f"cannot {type(what).__name__}: {type(error).__name__}")
 
     def _settle(self, engine: SimulatedEngine) -> None:
         try:
             engine.settle()
         except UnavailableError:
             self.world.note("cannot settle")
+
+
+class Duty(EngineProcess):
+    """Somebody who looks, at the end, after what is paused or stuck still.
+
+    Attributes:
+        tidies: Tries every third stuck saga once more, and resolves every third.
+    """
+
+    tidies = False
+
+    @override
+    def start(self) -> None:
+        self.spawn(self.name, self._run)
+
+    def _run(self) -> None:
+        engine = self.make_engine()
+        stuck = 0
+        for saga_id, (row, _) in self.world.store.everything().items():
+            if row.state.paused and not row.state.status.final:
+                engine.operate(saga_id, Resume(by=self.name))
+            if self.tidies and row.state.status is Status.STUCK:
+                stuck += 1
+                self._tidy(engine, saga_id, stuck)
+        engine.settle()
+
+    def _tidy(self, engine: SimulatedEngine, saga_id: str, number: int) -> None:
+        try:
+            if number % 3 == 0:
+                engine.operate(saga_id, RetryNow(by=self.name))
+            elif number % 3 == 1:
+                engine.operate(saga_id, Resolve(by=self.name))
+        except NotAllowed as error:
+            self.world.note(f"{self.name} cannot: {error}")
 
 
 def request(start: Start, who: str = "message") -> StartRequest:
@@ -304,12 +354,24 @@ class Participant(Process):
             attempt=command.attempt,
             outcome=outcome,
         )
+        force = world.chaos.draw("accept")
+        if force is not None and not isinstance(outcome, Accepted):
+            reply = msgspec.structs.replace(reply, outcome=Accepted())
         if world.record:
-            world.note(f"replies {type(outcome).__name__} to {command.id}")
+            world.note(f"replies {type(reply.outcome).__name__} to {command.id}")
         world.send(reply)
         world.io("acknowledge a command")
         world.broker.settle_command(held)
         self._held.discard(held.receipt)
+        if force is not None and not isinstance(outcome, Accepted):
+            self._complete(command, outcome, force * SLOW_MAX_S)
+
+    def _complete(self, command: Command, outcome: Ended, wait_s: float) -> None:
+        """Somebody else tells how an attempt has ended that was taken on."""
+        world = self.world
+        world.scheduler.sleep(wait_s)
+        world.note(f"completes {command.id}: {type(outcome).__name__}")
+        world.send(CompleteRequest(token=command.token, outcome=outcome), command.id)
 
     def _work(self, command: Command, undo: Any) -> Outcome:
         world, chaos = self.world, self.world.chaos
@@ -318,7 +380,9 @@ class Participant(Process):
         force = chaos.draw("slow")
         if force is not None:
             world.note(f"{command.id} takes {force * SLOW_MAX_S:.1f} s")
-            world.scheduler.sleep(force * SLOW_MAX_S)
+            for _ in range(SIGNS_OF_LIFE):
+                world.scheduler.sleep(force * SLOW_MAX_S / SIGNS_OF_LIFE)
+                world.send(_alive(command))
             chaos.subject = command.saga_id
         if command.direction == "action" and chaos.strikes("reject"):
             return Rejected(failure=_REFUSAL)
@@ -333,6 +397,20 @@ class Participant(Process):
         return Succeeded(output={"done": token}, undo=token)
 
 
-def cancel_request(cancel: Cancel) -> CancelRequest:
-    """A cancel as a message."""
-    return CancelRequest(saga_id=f"saga-{cancel.number}", reason="changed my mind", by="somebody")
+def _alive(command: Command) -> HeartbeatRequest:
+    return HeartbeatRequest(
+        saga_id=command.saga_id,
+        step=command.step,
+        direction=command.direction,
+        attempt=command.attempt,
+        progress="so far",
+    )
+
+
+def asked_by_message(asked: Cancel | Ask) -> CancelRequest | SignalRequest:
+    """A cancel or a signal as a message."""
+    saga_id = f"saga-{asked.number}"
+    if isinstance(asked, Ask):
+        assert isinstance(asked.what, Signal), "operators do not send messages"
+        return SignalRequest(saga_id=saga_id, name=asked.what.name, data=asked.what.data)
+    return CancelRequest(saga_id=saga_id, reason="changed my mind", by="somebody")

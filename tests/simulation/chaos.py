@@ -29,10 +29,12 @@ CHANCES: Final[Mapping[str, float]] = {
     "fail": 0.08,
     "fail for good": 0.015,
     "slow": 0.04,
+    "accept": 0.04,
     # The rest.
     "clock jump": 0.004,
     "lost export": 0.10,
     "cancel": 0.08,
+    "operate": 0.12,
     "start twice": 0.10,
 }
 """How often each kind strikes when it is asked about, in a run of the usual mood."""

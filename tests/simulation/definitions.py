@@ -1,6 +1,6 @@
 """What is simulated: random definitions in random graphs, and the example of the product."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import cache
 from random import Random
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestrator.core import eventing
 from orchestrator.core.definition import (
     NOTHING_TO_UNDO,
     Input,
@@ -18,13 +19,25 @@ from orchestrator.core.definition import (
     Sleep,
     Step,
     SubSaga,
+    WaitFor,
 )
+from orchestrator.core.event_terms import FromSaga, Publish
+from orchestrator.core.references import eq
 from orchestrator.sagas import PLACE_ORDER
 from shared.backoff import Backoff
+from shared.contract import Event
 
 SUB_SAGAS: Final = 6
+SIGNAL: Final = "go"
 KINDS: Final = 400
 """Different random definitions; a seed chooses among them, since making one is slow."""
+
+
+class Happened(Event, name="simulated.happened"):
+    """Something of which a saga tells."""
+
+    saga_id: str
+    why: str | None = None
 
 
 class Items(msgspec.Struct, frozen=True):
@@ -90,7 +103,7 @@ def random_saga(number: int) -> Saga:
         undos: list[Any] = [f"service.undo-s{index}"] * 4 + [NOTHING_TO_UNDO]
         if beyond or index == pivot:
             undos += [None, None]
-        payload = {"order_id": "o-1"} if not after else {"earlier": Output(after[0])}
+        payload = {"order_id": "o-1"} if not after else {"earlier": Output(after[0], default=None)}
         steps.append(
             Step(
                 f"s{index}",
@@ -106,6 +119,9 @@ def random_saga(number: int) -> Saga:
         )
         if index != pivot and not beyond:
             steps[-1] = _other_work(random, steps[-1])
+            if random.random() < 0.1:
+                wanted = eq(Input("order_id"), random.choice(("o-1", "o-2")))
+                steps[-1] = msgspec.structs.replace(steps[-1], when=wanted)
     random.shuffle(steps)
     deadline = random.choice((None, None, 2, 5, 15))
     return Saga(
@@ -114,7 +130,15 @@ def random_saga(number: int) -> Saga:
         input=Items,
         steps=tuple(steps),
         deadline=None if deadline is None else timedelta(seconds=deadline),
+        publishes=_publishes(random, steps) if random.random() < 0.4 else {},
     )
+
+
+def _publishes(random: Random, steps: Sequence[Step]) -> dict[str, Any]:
+    """An event at some milestones."""
+    some = [eventing.succeeded(step.name) for step in steps if random.random() < 0.3]
+    told = Publish(Happened, {"saga_id": FromSaga("saga_id"), "why": FromSaga("error_message")})
+    return dict.fromkeys(("started", "completed", "compensated", "stuck", *some), told)
 
 
 def _other_work(random: Random, step: Step) -> Step:
@@ -133,6 +157,16 @@ def _other_work(random: Random, step: Step) -> Step:
         )
     if kind < 0.22:
         return msgspec.structs.replace(step, each=Input("items"), payload={"item": Item()})
+    if kind < 0.34:
+        approval = WaitFor(
+            SIGNAL,
+            approval=random.random() < 0.5,
+            otherwise=random.choice(("reject", "fail", "default")),
+        )
+        timeout = timedelta(seconds=random.choice((1, 3)))
+        return msgspec.structs.replace(
+            step, action=approval, compensation=None, payload=None, timeout=timeout
+        )
     return step
 
 

@@ -1,11 +1,22 @@
 """What people do in a run: which sagas are started and cancelled, by whom, and when."""
 
+from collections.abc import Iterator
 from random import Random
 from typing import Literal, NamedTuple
 
-from orchestrator.core.definition import Saga
+from orchestrator.core.definition import Saga, WaitFor
+from orchestrator.core.messages import (
+    CompensateNow,
+    Operator,
+    Pause,
+    Resolve,
+    Resume,
+    RetryNow,
+    Signal,
+    Skip,
+)
 from tests.simulation.chaos import Chaos
-from tests.simulation.definitions import choose
+from tests.simulation.definitions import SIGNAL, choose
 
 SAGAS_MAX = 24
 DEFINITIONS_MAX = 4
@@ -32,11 +43,21 @@ class Cancel(NamedTuple):
     by: Literal["client-1", "client-2", "message"]
 
 
+class Ask(NamedTuple):
+    """An operator wants something of the saga of a start, or somebody gives it a signal."""
+
+    number: int
+    at: float
+    by: Literal["client-1", "client-2", "message"]
+    what: Operator | Signal
+
+
 class Plan(NamedTuple):
     """What people do, in order of time, and from when on nothing goes wrong any more."""
 
     starts: tuple[Start, ...]
     cancels: tuple[Cancel, ...]
+    asks: tuple[Ask, ...]
     calm_after: float
 
 
@@ -45,6 +66,7 @@ def make_plan(seed: int, chaos: Chaos) -> Plan:
     random = Random(f"{seed}:plan")
     starts: list[Start] = []
     cancels: list[Cancel] = []
+    asks: list[Ask] = []
     sagas = [choose(random) for _ in range(random.randint(1, DEFINITIONS_MAX))]
     for number in range(random.randint(1, SAGAS_MAX)):
         by = random.choice(("client-1", "client-2", "message"))
@@ -64,14 +86,47 @@ def make_plan(seed: int, chaos: Chaos) -> Plan:
             starts.append(start._replace(by=other))  # type: ignore[arg-type]  # likewise
         force = chaos.draw("cancel")
         if force is not None:
-            at = start.at + force * CALM_AFTER_S[0]
+            at = start.at + force**3 * CALM_AFTER_S[0]
             cancels.append(Cancel(number, at, random.choice(("client-1", "client-2", "message"))))
+        if chaos.strikes("operate"):
+            asks += _operations(random, start)
+        if any(isinstance(step.action, WaitFor) for step in start.saga.steps):
+            asks += _signals(random, start)
     return Plan(
         tuple(sorted(starts, key=_at)),
         tuple(sorted(cancels, key=_at)),
+        tuple(sorted(asks, key=_at)),
         random.choice(CALM_AFTER_S),
     )
 
 
-def _at(item: Start | Cancel) -> float:
+def _operations(random: Random, start: Start) -> Iterator[Ask]:
+    """Things that operators do with a saga, whether they are allowed or not."""
+    at = start.at
+    for _ in range(random.randint(1, 6)):
+        at += random.expovariate(2)  # most sagas end within the first second
+        name = random.choice(start.saga.steps).name
+        what: Operator = random.choice(
+            (
+                Pause(by="ada"),
+                Resume(by="ada"),
+                RetryNow(by="ada"),
+                RetryNow(step=name, payload={"order_id": "o-1"}, by="ada"),
+                Skip(step=name, by="ada"),
+                Resolve(by="ada"),
+                CompensateNow(by="ada"),
+            )
+        )
+        yield Ask(start.number, at, random.choice(("client-1", "client-2")), what)
+
+
+def _signals(random: Random, start: Start) -> Iterator[Ask]:
+    """None, one, or two that may say different things."""
+    for _ in range(random.choice((0, 1, 1, 2))):
+        what = Signal(name=SIGNAL, data={"approved": random.random() < 0.8}, by="ada")
+        at = start.at + random.uniform(0, 4)
+        yield Ask(start.number, at, random.choice(("client-1", "client-2", "message")), what)
+
+
+def _at(item: Start | Cancel | Ask) -> float:
     return item.at

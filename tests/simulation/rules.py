@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.core.definition import Definition, NothingToUndo
+from orchestrator.core.eventing import published_by
 from orchestrator.core.events import (
     CompensationStarted,
     Recorded,
     SagaCompensated,
     SagaCompleted,
+    SagaResolved,
     SagaStuck,
     StepDispatched,
     StepFailed,
@@ -37,12 +39,26 @@ def broken_rules(world: World, definitions: dict[tuple[str, int], Definition]) -
             yield f"{saga_id}: {problem}"
     for saga_id, row in rows.items():
         parent = row.state.parent and rows.get(row.state.parent.saga_id)
-        undone = parent and parent.state.status is Status.COMPENSATED
+        undone = (
+            parent
+            and parent.state.status is Status.COMPENSATED
+            and not (row.state.parent and parent.state.step(row.state.parent.step).by_hand)
+        )
         if undone and row.state.status is Status.COMPLETED:
             yield f"{saga_id} stands, though the saga that it is a step of is undone"
     for letter in world.store.dead_letters(1000):
         if letter.task == "saga.reply":
             yield f"a reply in the dead letters: {letter.reason}"
+    told = {
+        identity
+        for saga_id, (row, history) in everything.items()
+        for one in history
+        for _, identity in published_by(
+            definitions[row.state.name, row.state.version], saga_id, one.event
+        )
+    }
+    if told != {event.id for event in world.broker.events}:
+        yield f"published {len({event.id for event in world.broker.events})}, not {len(told)}"
     keys = [(row.name, row.key) for row in world.store.list_sagas(limit=1000) if row.key]
     if len(keys) != len(set(keys)):
         yield f"two sagas with one key: {keys}"
@@ -93,7 +109,7 @@ def _of_one(
         yield from _span_problems(world, row, history)
 
 
-_ENDS = (SagaCompleted, SagaCompensated)
+_ENDS = (SagaCompleted, SagaCompensated, SagaResolved)
 
 
 def _stuck_problems(status: Status, history: Sequence[Recorded]) -> Iterator[str]:
@@ -134,6 +150,8 @@ def _effect_problems(world: World, definition: Definition, row: SagaRow) -> Iter
         done, undone = (ledger.count(row.saga_id, name, what) for what in ("do", "undo"))
         if done > 1 or undone > 1:
             yield f"{name} happened {done} times and was undone {undone} times"
+        if state.step(name).by_hand:
+            continue  # an operator's word; what really happened may be something else
         if phase is Phase.SUCCEEDED and (done, undone) != (1, 0):
             yield f"{name} counts as done; it was done {done} and undone {undone} times"
         if state.status is Status.COMPLETED and phase not in {Phase.SUCCEEDED, Phase.SKIPPED}:
@@ -144,7 +162,7 @@ def _effect_problems(world: World, definition: Definition, row: SagaRow) -> Iter
         known = bool(state.step(name).success) or state.status.final or phase is Phase.UNDONE
         if (row.saga_id, name) in world.successes and not known:
             yield f"{name} said that it succeeded, and nobody wrote it down"
-    order = ledger.undone(row.saga_id)
+    order = [name for name in ledger.undone(row.saga_id) if not state.step(name).by_hand]
     for position, name in enumerate(order):
         if descendants(plan_of(definition, state), name) & {*order[position + 1 :]}:
             yield f"undone in the wrong order: {order}"

@@ -7,19 +7,21 @@ from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
 from orchestrator import coordinator, engine, journal, metrics, outbox
+from orchestrator.core.events import tag_of
 from orchestrator.core.state import Status
 from shared.messages import Reply
 from tests.simulation.actors import (
     Client,
+    Duty,
     Orchestrator,
     Participant,
     Plants,
-    cancel_request,
+    asked_by_message,
     request,
 )
 from tests.simulation.chaos import Chaos, Fault
 from tests.simulation.definitions import below
-from tests.simulation.plan import Cancel, Plan, Start, make_plan
+from tests.simulation.plan import Ask, Cancel, Plan, Start, make_plan
 from tests.simulation.rules import broken_rules, held_up
 from tests.simulation.scheduler import Endless
 from tests.simulation.world import LATENCY_S, World
@@ -37,6 +39,7 @@ class Finding(NamedTuple):
         fired: What went wrong.
         problems: The rules that were broken; empty when all is well.
         statuses: How the sagas ended.
+        features: How often what happened, from the histories and the broker.
         trace: What happened, where that was recorded.
     """
 
@@ -44,6 +47,7 @@ class Finding(NamedTuple):
     plan: Plan
     sagas: int
     statuses: Counter[Status]
+    features: Counter[str]
     fired: list[Fault]
     problems: list[str]
     conflicts: int
@@ -91,12 +95,17 @@ class Run:
             Orchestrator(self.world, f"orchestrator-{n}", self.sagas, plants) for n in (1, 2)
         ]
         self._participants = [Participant(self.world, f"participant-{n}") for n in (1, 2)]
-        work: list[Start | Cancel] = [*self.plan.starts, *self.plan.cancels]
+        work: list[Start | Cancel | Ask] = [
+            *self.plan.starts,
+            *self.plan.cancels,
+            *self.plan.asks,
+        ]
         work.sort(key=lambda item: item.at)
         self._clients = [
             Client(self.world, by, self.sagas, plants, [one for one in work if one.by == by])
             for by in ("client-1", "client-2")
         ]
+        self._duty = Duty(self.world, "duty", self.sagas, plants)
         self._by_message = [one for one in work if one.by == "message"]
         self._messages_left = len(self._by_message)
 
@@ -110,6 +119,8 @@ class Run:
             for item in self._by_message:
                 world.scheduler.later(item.at, lambda item=item: self._send(item))  # type: ignore[misc]  # a default binds it
             world.scheduler.later(self.plan.calm_after, self._calm)
+            self._go_on()
+            self._tidy()
             self._go_on()
             self._stale()
             self._go_on()
@@ -134,11 +145,24 @@ class Run:
             self.plan,
             sum(statuses.values()),
             Counter(statuses),
+            self._features(),
             world.chaos.fired,
             problems,
             world.store.conflicts,
             world.trace,
         )
+
+    def _features(self) -> Counter[str]:
+        """What has been drawn in this run: every event, by its name, and what leaves none."""
+        world = self.world
+        histories = [history for _, history in world.store.everything().values()]
+        features = Counter(tag_of(one.event) for history in histories for one in history)
+        features["publication"] = len(world.broker.events)
+        features["heartbeat"] = len(world.store.beaten)
+        features["sub-saga"] = sum(
+            row.state.parent is not None for row, _ in world.store.everything().values()
+        )
+        return features
 
     def _go_on(self) -> None:
         """Until nothing is left to do."""
@@ -151,8 +175,12 @@ class Run:
                 scheduler.now = max(scheduler.now, due)
                 broker.deliver_due()
             elif at is None:
-                if self._waits_for_people():
+                paused = self._paused()
+                if not paused and self._waits_for_people():
                     return
+                if paused and self.world.chaos.calm:
+                    self._duty.start()
+                    continue
                 raise Endless("nothing will ever happen again, and not all has ended")
             else:
                 scheduler.step()
@@ -164,7 +192,16 @@ class Run:
             and not self._messages_left
             and not world.broker.pending
             and all(client.done for client in self._clients)
+            and all(actor.ended for actor in self._duty.actors)
             and world.store.next_due() == float("inf")
+        )
+
+    def _paused(self) -> bool:
+        """Whether somebody has paused a saga and forgotten it."""
+        everything = self.world.store.everything()
+        moving = self.world.store.moving
+        return any(
+            row.state.paused for saga_id, (row, _) in everything.items() if saga_id in moving
         )
 
     def _waits_for_people(self) -> bool:
@@ -186,19 +223,25 @@ class Run:
             (held,) = world.broker.take_commands(1)
             world.random.choice(free).take(held)
 
-    def _send(self, item: Start | Cancel) -> None:
+    def _send(self, item: Start | Cancel | Ask) -> None:
         self._messages_left -= 1
         if isinstance(item, Start):
             self.world.send(request(item), task_id=f"start-{item.number}")
         else:
-            self.world.send(cancel_request(item), task_id=f"cancel-{item.number}")
+            self.world.send(asked_by_message(item), task_id=f"{item.number}")
 
     def _calm(self) -> None:
         """From here on nothing goes wrong any more."""
         self.world.note("--- calm ---")
         self.world.chaos.calm = True
-        for process in (*self._orchestrators, *self._clients, *self._participants):
+        for process in (*self._orchestrators, *self._clients, *self._participants, self._duty):
             process.offset_s = 0.0
+
+    def _tidy(self) -> None:
+        """Somebody looks after what is stuck, in every second run."""
+        self._duty.tidies = self.world.random.choice((True, False))
+        if self._duty.tidies:
+            self._duty.start()
 
     def _stale(self) -> None:
         """Old messages come once more, when all is over."""

@@ -43,6 +43,8 @@ def shrink(found: Finding, plants: Plants | None = None) -> Finding:
     plan = _only(plan, numbers)
     cancels = _fewer(plan.cancels, lambda kept: fails(plan._replace(cancels=tuple(kept)), faults))
     plan = plan._replace(cancels=tuple(cancels))
+    asks = _fewer(plan.asks, lambda kept: fails(plan._replace(asks=tuple(kept)), faults))
+    plan = plan._replace(asks=tuple(asks))
     faults = _fewer(faults, lambda kept: fails(plan, kept))
     return simulate(found.seed, only=frozenset(faults), plan=plan, plants=plants, record=True)
 
@@ -51,6 +53,7 @@ def _only(plan: Plan, numbers: Sequence[int]) -> Plan:
     return plan._replace(
         starts=tuple(one for one in plan.starts if one.number in numbers),
         cancels=tuple(one for one in plan.cancels if one.number in numbers),
+        asks=tuple(one for one in plan.asks if one.number in numbers),
     )
 
 

@@ -29,7 +29,7 @@ from orchestrator.transport.memory import (
     MemoryTransport,
 )
 from shared.errors import UnavailableError
-from shared.messages import CancelRequest, Command, Reply, Request, StartRequest, Succeeded
+from shared.messages import Command, Reply, Request, Succeeded
 from shared.names import REPLIES_QUEUE, REPLY_TASK
 from shared.telemetry.names import SAGA_STATUS
 from shared.telemetry.setup import ExportedSpan
@@ -134,7 +134,7 @@ class World:
         for transport, actor in self.waiting.items():
             transport.reconsider(actor)
 
-    def send(self, message: Reply | StartRequest | CancelRequest, task_id: str = "") -> None:
+    def send(self, message: Request, task_id: str = "") -> None:
         """Send a message to the orchestrators; a success that is not lost has to be known."""
         self.chaos.subject = getattr(message, "saga_id", None) or task_id
         lost = self.broker.faults_fired["lose"]
@@ -249,6 +249,8 @@ class SimulatedStore(MemoryStore):
         self.moving: set[str] = set()
         """Ids of sagas that neither have ended nor are stuck."""
         self.conflicts = 0
+        self.beaten: list[str] = []
+        """Sagas with signs of life, which leave no event: an id for each."""
         self._next_due: float | None = None
         self._definitions_kept: dict[tuple[str, int], Definition] = {}
 
@@ -327,6 +329,8 @@ class SimulatedStore(MemoryStore):
                 world.note(f"conflict on {change.row.saga_id}")
                 continue
             self.sent.update(command.id for command in change.commands)
+            if not change.events:
+                self.beaten.append(change.row.saga_id)
             if change.row.state.status in _MOVING:
                 self.moving.add(change.row.saga_id)
             else:
