@@ -1,6 +1,7 @@
 """`saga serve`: the HTTP API."""
 
 import ipaddress
+import socket
 from typing import Annotated, Final
 
 import typer
@@ -36,7 +37,7 @@ def serve(
             f"The HTTP API would listen on {host} for everybody.",
             hint="Set SAGA_HTTP_TOKEN, or listen on 127.0.0.1.",
         )
-    with session.acting(SERVICE) as client:
+    with _listening(host, port) as listening, session.acting(SERVICE) as client:
         app = make_api(client, payload_bytes_max=configured.payload_bytes_max, token=token)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -49,10 +50,24 @@ def serve(
             )
         )
         with server.capture_signals():
-            socket = server.config.bind_socket()
-            shown = socket.getsockname()
+            shown = listening.getsockname()
             output.show([output.line(f"listening on http://{shown[0]}:{shown[1]}")])
-            server.run(sockets=[socket])
+            server.run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound; uvicorn would end the process, and say why in the log alone."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise ConfigurationError(
+            f"The HTTP API cannot listen on {host}, port {port}: {error.strerror}.",
+            hint="Give another --port, or --port 0 for a free one, or another --host.",
+        ) from error
+    return made
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,20 @@ def test_help_and_version_answer(capsys: Captured) -> None:
         assert f"  {command} " in shown
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("saga ")
+
+
+def test_a_port_that_is_taken_is_one_sentence(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server itself would end the command, and say why in the log alone."""
+    monkeypatch.setenv("SAGA_HOME", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(["serve", "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"error: The HTTP API cannot listen on 127.0.0.1, port {port}: Address already" in said
 
 
 def test_alone_it_shows_its_help_and_no_error(capsys: Captured) -> None:
