@@ -65,18 +65,19 @@ class Batch:
         assert decision.state is not None  # noqa: S101 - the caller has looked
         saga_id = decision.state.saga_id
         sequence = row.sequence if row else 0
-        # What is noted of a saga that has ended is no move of it.
+        # What is noted of a saga that has ended is no move of it, nor that a sub-saga is asked again.
         noted = row and row.state.status.final and decision.state.status.final
         events = tuple(
             Recorded(sequence=number, at=self.now, event=event)
             for number, event in enumerate(decision.events, start=sequence + 1)
         )
+        asking = bool(row and decision.commands and not decision.events)
         self.rows[saga_id] = SagaRow(
             sequence=events[-1].sequence if events else sequence,
             state=decision.state,
             wake_at=decision.wake_at,
             started_at=row.started_at if row else self.now,
-            updated_at=row.updated_at if row and noted else self.now,
+            updated_at=row.updated_at if row and (noted or asking) else self.now,
             trace_due_at=trace_due_at or (row.trace_due_at if row else None),
         )
         earlier = self._changes.get(saga_id)
@@ -89,6 +90,7 @@ class Batch:
             begun=Counter(earlier.begun if earlier else ()) + Counter(shares.begun)
             if shares
             else NOTHING_BEGUN,
+            decided_at=self.now,
         )
 
     def changes(self) -> tuple[Change, ...]:

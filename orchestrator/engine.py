@@ -154,7 +154,12 @@ class Engine:
         self._forks = Forks(
             store=store, catalog=catalog, starts=self._starts, loop=self._loop, tracing=tracing
         )
-        self._sub_sagas = SubSagas(starts=self._starts, store=store, begin=self._begin)
+        self._sub_sagas = SubSagas(
+            starts=self._starts,
+            store=store,
+            begin=self._begin,
+            definition_of=self.definition_of,
+        )
         self._gauges: metrics.StoreGauges | None = None
 
     # Starts and cancels, from a client ------------------------------------------------------
@@ -441,10 +446,11 @@ class Engine:
             return [self._letter(str(error), delivery)]
         return []
 
-    def _begin(self, asked: Asked) -> None:
+    def _begin(self, asked: Asked) -> bool:
         changed = self._loop.advance([asked])[0].get(asked.saga_id)
         if changed:
             self._tracing.started(changed.row)
+        return changed is not None
 
     def _letter(self, reason: str, delivery: Delivery) -> DeadLetter:
         return intake.letter(reason, delivery, self._clock())

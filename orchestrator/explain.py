@@ -157,7 +157,12 @@ def _waits(planned: PlannedStep, step: StepState, state: SagaState, now: datetim
     if isinstance(planned.action, SubSaga) and step.phase in {Phase.RUNNING, Phase.UNDOING}:
         child = sub_saga_of(planned, state)
         doing = "to be undone" if step.phase is Phase.UNDOING else "to end"
-        return f"Step {planned.name!r} waits for its saga {child} {doing}: `saga explain {child}`."
+        inquiry = state.inquiries.get(planned.name)
+        again = f" It asks again at {_clock(inquiry.at, now)}." if inquiry else ""
+        return (
+            f"Step {planned.name!r} waits for its saga {child} {doing}: "
+            f"`saga explain {child}`.{again}"
+        )
     if step.phase is not Phase.RUNNING:
         return ""
     until = f" until {_clock(step.due_at, now)}" if step.due_at else ""

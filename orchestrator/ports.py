@@ -62,10 +62,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         row: The row after the change.
         expected_sequence: Its sequence before; 0 for a new saga.
         events: What happened, with the sequences from ``expected_sequence + 1`` on.
-        commands: Go into the outbox.
+        commands: Go into the outbox, unless one of the same id is there already.
         slots: All that the saga holds or waits for afterwards; None where it has no limit, or where
             that has not changed.
         begun: How many attempts of each step that has a limit begin with it.
+        decided_at: When the commands are handed out for the first time, where that is not when
+            the saga last changed: to ask a sub-saga again is no change.
     """
 
     row: SagaRow
@@ -74,6 +76,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     commands: tuple[Command, ...]
     slots: tuple[Slot, ...] | None = None
     begun: Mapping[str, int] = NOTHING_BEGUN
+    decided_at: datetime | None = None
+
+    @property
+    def sent_at(self) -> datetime:
+        """When the commands are handed out for the first time."""
+        return self.decided_at or self.row.updated_at
 
 
 class Crowd(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,6 +48,7 @@ from orchestrator.core.events import (
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    SubSagaBegan,
     UndoRefused,
     UndoRequested,
     about,
@@ -143,8 +144,11 @@ def replay(
     _require_fit(definition, history)
     decisions = tuple(_decisions(definition, history))
     state: SagaState | None = reduce(evolve, (one.event for one in history), None)
-    # Signs of life change a state without an event.
-    folded = msgspec.structs.replace(state, beats=stored.beats) if state and stored else state
+    folded = state
+    if state and stored:
+        # Signs of life, and questions to sub-sagas, change a state without an event.
+        beside = {"beats": stored.beats, "inquiries": stored.inquiries}
+        folded = msgspec.structs.replace(state, **beside)
     return Replay(
         decisions=decisions, state=state, folds=None if stored is None else folded == stored
     )
@@ -327,6 +331,8 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
                 state, event.step, direction, event.attempt, Accepted(), event.execution
             )
             return (reply,)
+        case SubSagaBegan():
+            return (_reply(state, event.step, "action", event.attempt, Accepted(), None),)
         case SignalReceived():
             return (Signal(name=event.name, data=event.data, by=event.by),)
         case CancelRequested():

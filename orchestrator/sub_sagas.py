@@ -1,15 +1,17 @@
 """Sagas of sagas: how a step that is a saga begins, is undone, or turns out to be impossible.
 
-A sub-saga answers like a participant. One that does not exist cannot, so its parent is answered
-from here.
+A sub-saga answers like a participant: once, when it ends. One that does not exist cannot, and one
+that has ended says nothing more. So their parents, who ask again, are answered from here.
 """
 
 from collections.abc import Callable
 from typing import Final
 
 from orchestrator.batch import Asked
+from orchestrator.core.between import report
+from orchestrator.core.definition import Definition
 from orchestrator.core.messages import Undo
-from orchestrator.ports import Store
+from orchestrator.ports import SagaRow, Store
 from orchestrator.starts import Starts
 from shared.errors import InputError, SagaError, UnavailableError
 from shared.messages import (
@@ -34,18 +36,39 @@ class SubSagas:
     Args:
         starts: Makes the first message of a saga.
         store: Knows which sagas there are.
-        begin: Starts a new saga, unless there is one of its id.
+        begin: Starts a new saga, unless there is one of its id; says whether it did.
+        definition_of: What a saga runs on.
     """
 
-    def __init__(self, *, starts: Starts, store: Store, begin: Callable[[Asked], None]) -> None:
+    def __init__(
+        self,
+        *,
+        starts: Starts,
+        store: Store,
+        begin: Callable[[Asked], bool],
+        definition_of: Callable[[SagaRow], Definition],
+    ) -> None:
         self._starts = starts
         self._store = store
         self._begin = begin
+        self._definition_of = definition_of
 
     def start(self, request: StartRequest, undo: Undo | None = None) -> list[Asked]:
-        """Start the saga of a step; one that cannot be started is a rejected step."""
-        parent = request.parent
+        """Start the saga of a step; one that cannot be started is a rejected step.
+
+        Args:
+            request: From the parent, for the first time or again.
+            undo: The parent wants it undone before it has begun.
+
+        Returns:
+            What the parent is told; nothing while the saga has only just begun.
+        """
+        parent, saga_id = request.parent, request.saga_id
         assert parent is not None  # noqa: S101 - the caller has looked
+        assert saga_id is not None  # noqa: S101 - a parent names it
+        if request.began:
+            row = self._row(saga_id)
+            return self._reports(row) if row else [_gone(saga_id, parent, undo)]
         try:
             if parent.depth > SUB_SAGA_DEPTH_MAX:
                 raise InputError(
@@ -56,24 +79,41 @@ class SubSagas:
         except UnavailableError:
             raise
         except SagaError as error:
+            if row := self._row(saga_id):
+                return self._reports(row)  # a later version refuses what an earlier one took
             failure = Failure(kind="SubSagaRefused", message=str(error), retryable=False)
             return [_answered(parent, undo, Rejected(failure=failure))]
-        self._begin(asked)
-        return []
+        if self._begin(asked):
+            return []
+        row = self._row(saga_id)
+        return self._reports(row) if row else []
 
     def undo(self, request: UndoRequest) -> list[Asked]:
         """Undo a sub-saga, or see to it that it never begins: its start may come later."""
         parent = request.start.parent
         undo = Undo(attempt=request.attempt, reason=request.reason, parent=parent)
         asked = Asked(saga_id=request.saga_id, message=undo)
-        if parent is None or self._store.load([request.saga_id]):
+        if parent is None:
             return [asked]
+        if row := self._row(request.saga_id):
+            return [asked, *self._reports(row)]
         if request.began:
-            text = f"The sub-saga {request.saga_id} is not in the store any more."
-            failure = Failure(kind="SubSagaGone", message=text, retryable=False)
-            return [_answered(parent, undo, Failed(failure=failure))]
+            return [_gone(request.saga_id, parent, undo)]
         # Whoever was faster with its start: the message above finds it.
         return [*self.start(request.start, undo), asked]
+
+    def _row(self, saga_id: str) -> SagaRow | None:
+        return self._store.load([saga_id]).get(saga_id)
+
+    def _reports(self, row: SagaRow) -> list[Asked]:
+        reply = report(self._definition_of(row), row.state)
+        return [Asked(saga_id=reply.saga_id, message=reply)] if reply else []
+
+
+def _gone(saga_id: str, parent: Parent, undo: Undo | None) -> Asked:
+    text = f"The sub-saga {saga_id} is not in the store any more."
+    failure = Failure(kind="SubSagaGone", message=text, retryable=False)
+    return _answered(parent, undo, Failed(failure=failure))
 
 
 def _answered(parent: Parent, undo: Undo | None, outcome: Rejected | Failed) -> Asked:

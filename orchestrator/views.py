@@ -40,6 +40,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, Phase, SagaState, Status, StepState
+from orchestrator.core.timers import sub_sagas_undoing
 from orchestrator.ports import SagaRow
 from shared.ids import Direction, sub_saga_id
 from shared.messages import Parent
@@ -219,6 +220,7 @@ def _in_words(cause: Cause) -> str:
 
 
 def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
+    asked = sub_sagas_undoing(definition, state)
     return tuple(
         StepView(
             name=planned.name,
@@ -228,7 +230,7 @@ def _steps(definition: Definition, state: SagaState) -> tuple[StepView, ...]:
             phase=step.phase,
             attempts=step.attempt,
             undo_attempts=step.undo_attempt,
-            due_at=step.due_at,
+            due_at=None if planned.name in asked else step.due_at,
             output=step.output,
             error=f"{step.failure.kind}: {step.failure.message}" if step.failure else "",
             by_hand=step.by_hand,
@@ -261,6 +263,9 @@ def _next_timer(definition: Definition, row: SagaRow) -> TimerView | None:
         beat = row.state.beats.get(planned.name)
         if row.wake_at in {step.due_at, beat.due_at if beat else None}:
             return TimerView(at=row.wake_at, what=_timer_in_words(planned, step))
+        inquiry = row.state.inquiries.get(planned.name)
+        if inquiry and inquiry.at == row.wake_at:
+            return TimerView(at=row.wake_at, what=f"{planned.name} asks its saga again")
     if row.wake_at == row.state.not_before:
         return TimerView(at=row.wake_at, what="the first step begins")
     return TimerView(at=row.wake_at, what="deadline of the saga")

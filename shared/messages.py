@@ -154,6 +154,8 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
         parent: The step of another saga that it is started for.
         tracestate: Of the caller.
         baggage: Of the caller; what is allowed of it (`shared.telemetry.propagation`) travels on.
+        began: Of a sub-saga that is asked how it ends: it is known to have begun; if it is not
+            found, it was removed, and is not started anew.
     """
 
     name: str
@@ -165,6 +167,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     not_before: AwareDatetime | None = None
     parent: Parent | None = None
     baggage: dict[str, str] = {}
+    began: bool = False
 
 
 class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):

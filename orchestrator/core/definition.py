@@ -246,6 +246,11 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return tuple(step for step in self.steps if not step.task)
 
     @cached_property
+    def sub_sagas(self) -> tuple[PlannedStep, ...]:
+        """Steps that are sagas."""
+        return tuple(step for step in self.steps if isinstance(step.action, SubSaga))
+
+    @cached_property
     def successors(self) -> dict[str, tuple[str, ...]]:
         """Direct successors of each step."""
         return {

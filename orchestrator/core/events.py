@@ -155,6 +155,13 @@ class StepRecalled(msgspec.Struct, frozen=True, kw_only=True, tag="step_recalled
     reason: str = ""
 
 
+class SubSagaBegan(msgspec.Struct, frozen=True, kw_only=True, tag="sub_saga_began"):
+    """The sub-saga of the attempt in flight has said, when it was asked again, that it goes on."""
+
+    step: str
+    attempt: int
+
+
 class UndoRequested(msgspec.Struct, frozen=True, kw_only=True, tag="undo_requested"):
     """The parent wants this saga undone, which goes on for that where it had ended.
 
@@ -347,6 +354,7 @@ Event = (
     | StepDispatched
     | StepAccepted
     | StepRecalled
+    | SubSagaBegan
     | UndoRequested
     | UndoRefused
     | StepExpanded
@@ -383,7 +391,7 @@ def about(event: Event) -> tuple[str, Direction, int | None] | None:
     match event:
         case StepDispatched() | StepAccepted() | StepSucceeded() | StepFailed() | StepTimedOut():
             return event.step, event.direction, event.attempt
-        case StepRejected() | StepRecalled():
+        case StepRejected() | StepRecalled() | SubSagaBegan():
             return event.step, "action", event.attempt
         case StepExpanded() | StepCopied():
             return event.step, "action", None

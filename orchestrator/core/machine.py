@@ -31,6 +31,7 @@ from typing import Final
 import msgspec
 
 from orchestrator.core import payload, sub_sagas, waits
+from orchestrator.core.between import TURNED_BACK
 from orchestrator.core.commands import commands_of
 from orchestrator.core.definition import Definition, PlannedStep, SubSaga
 from orchestrator.core.eventing import publications
@@ -81,7 +82,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         events: Facts to store; empty means a stale or duplicate message, which is normal.
         commands: What to send once the events are stored.
         wake_at: When the saga wants a `Tick`, if it does.
-        beat: A heartbeat counted: the state and `wake_at` are new, without an event.
+        beat: The state and `wake_at` are new, without an event: a heartbeat counted, or a
+            sub-saga is asked again.
         awaiting: Steps whose turn has come, and what they wait for room in: the step's name in the
             definition, or the empty name for the saga.
         refused: Why the message cannot be acted on; empty for all but operator mistakes and
@@ -153,8 +155,12 @@ def decide(
         commands += commands_of(plan, state, wanted, now)
     awaiting = _NOTHING if crowded else _awaiting(plan, state, room, now)
     commands += publications(definition, state, events, now)
+    known = state
+    state, again = sub_sagas.ask(plan, state, now)
+    commands += again
     return Decision(
         state=state,
+        beat=not events and state is not known,
         events=tuple(events),
         commands=tuple(commands),
         wake_at=wake_at(definition, state, crowded=crowded, awaiting=awaiting),
@@ -212,7 +218,7 @@ def _wanted(definition: Definition, state: SagaState, now: datetime) -> Iterator
         called_back = turning and not held and isinstance(planned.action, SubSaga)
         step = state.step(planned.name)
         if called_back and step.phase is Phase.RUNNING and not step.recalled:
-            yield sub_sagas.recalled(planned.name, step, "the saga it belongs to turned back")
+            yield sub_sagas.recalled(planned.name, step, TURNED_BACK)
     if state.paused or state.full:
         return
     if state.backward:

@@ -194,6 +194,9 @@ def _accepted(
 ) -> Iterator[Event]:
     """The attempt in flight goes on elsewhere; its time-out may be another one from here on."""
     step = state.step(reply.step)
+    if isinstance(definition.by_name[reply.step].action, SubSaga):
+        yield from sub_sagas.goes_on(step, reply)
+        return
     flying = step.phase is (Phase.RUNNING if reply.direction == "action" else Phase.UNDOING)
     current = reply.attempt == attempts(step, reply.direction)
     due_at = timers.due_at(state, reply.step)
@@ -237,13 +240,11 @@ def _time_passed(definition: Definition, state: SagaState, now: datetime) -> Ite
         if definition.by_name[name].waits:
             continue  # how a wait ends is the same whatever ends it
         if step.phase in IN_FLIGHT and due_at and due_at <= now:
-            if (
-                isinstance(definition.by_name[name].action, SubSaga)
-                and step.phase is Phase.RUNNING
-            ):
+            if isinstance(definition.by_name[name].action, SubSaga):
                 # Its end is known some time, and how: nothing is guessed.
-                yield (recalled := sub_sagas.recalled(name, step, TIMED_OUT))
-                state = evolve(state, recalled)
+                if step.phase is Phase.RUNNING:
+                    yield (recalled := sub_sagas.recalled(name, step, TIMED_OUT))
+                    state = evolve(state, recalled)
                 continue
             direction: Direction = "action" if step.phase is Phase.RUNNING else "compensation"
             timed_out = StepTimedOut(

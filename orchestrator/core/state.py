@@ -45,6 +45,7 @@ from orchestrator.core.events import (
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    SubSagaBegan,
     Trace,
     UndoRefused,
     UndoRequested,
@@ -128,6 +129,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         payload: Keyword arguments that an operator gave instead of the definition's.
         recalled: The sub-saga of the attempt in flight has been called back.
         accepted: The attempt in flight has been taken on, and is completed from elsewhere.
+        began: The sub-saga of the last attempt is known to have begun.
         by_hand: An operator said that it, or its undo, counts as done, or that it never happened.
         origin: Who has done it, where that is another saga, from which this one was forked.
         heir: The fork of this saga to which its effect belongs by now.
@@ -148,6 +150,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     recalled: bool = False
     origin: Origin | None = None
     heir: str = ""
+    began: bool = False
 
 
 PENDING = StepState()
@@ -165,6 +168,20 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: datetime
     due_at: datetime
     progress: Any = None
+
+
+class Inquiry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a step that is a saga asks that saga again, which has not answered yet.
+
+    Attributes:
+        of: What it asks: the direction and the attempt, or that it was called back.
+        at: When it asks again.
+        times: How often it has.
+    """
+
+    of: str
+    at: datetime
+    times: int = 0
 
 
 class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -188,6 +205,8 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             until the attempt ends. So they stand in the row and not in the history.
         awaited: What waits for room within a limit: steps, by their name in the definition, and the
             empty name for the saga itself.
+        inquiries: Of the steps in flight that are sagas, by step: no part of the fold either, for
+            a saga may wait for another one for years.
     """
 
     saga_id: str
@@ -212,6 +231,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     items: dict[str, int] = {}
     beats: dict[str, Beat] = {}
     awaited: tuple[str, ...] = ()
+    inquiries: dict[str, Inquiry] = {}
 
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
@@ -258,9 +278,8 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
         case StepCopied():
             return _copy(state, event)
         case StepDispatched(direction="action"):
-            return _with_step(
-                state, event.step, phase=Phase.RUNNING, attempt=event.attempt, due_at=event.due_at
-            )
+            begun = {"attempt": event.attempt, "due_at": event.due_at, "began": False}
+            return _with_step(state, event.step, phase=Phase.RUNNING, **begun)
         case StepDispatched():
             return _with_step(
                 state,
@@ -273,6 +292,9 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             return _with_step(state, name, accepted=True, due_at=due_at)
         case StepRecalled(step=name):
             return _with_step(state, name, recalled=True, due_at=None)
+        case SubSagaBegan(step=name):
+            began = _replace(state.step(name), began=True)
+            return _replace(state, steps={**state.steps, name: began})
         case UndoRequested(attempt=attempt, reason=reason, parent=parent):
             return _undo(_replace(state, parent=parent or state.parent), attempt, reason)
         case UndoRefused(attempt=attempt, parent=parent):

@@ -42,19 +42,29 @@ def wake_at(
     held = WAITING if state.paused or state.full or crowded else frozenset()
     if turning_back(definition, state):
         held |= {Phase.RETRYING}
+    asked = sub_sagas_undoing(definition, state)
     times = [
         at
         for name, step in state.steps.items()
         if step.phase not in held
+        and name not in asked
         and (at := due_at(state, name)) is not None
         and not (name in awaiting and step.phase in WAITING)
     ]
     if state.deadline_at and deadline_applies(definition, state):
         times.append(state.deadline_at)
+    if not (state.paused or state.full):
+        times += [inquiry.at for inquiry in state.inquiries.values()]
     held_back = state.paused or state.full or awaiting
     if state.not_before and not (has_begun(state) or held_back):
         times.append(state.not_before)
     return min(times, default=None)
+
+
+def sub_sagas_undoing(definition: Definition, state: SagaState) -> frozenset[str]:
+    """Steps whose sub-saga is being undone: that has no time-out, for it is asked until it is."""
+    steps = [planned.name for planned in definition.sub_sagas]
+    return frozenset(name for name in steps if state.step(name).phase is Phase.UNDOING)
 
 
 def due_at(state: SagaState, name: str) -> datetime | None:

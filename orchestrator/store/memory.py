@@ -445,9 +445,8 @@ class MemoryStore(Store):
             if not change.slots:
                 del self._slots[row.saga_id]
         for command_id, command in after.commands.items():
-            self._outbox[command_id] = _Unpublished(
-                row.updated_at, row.saga_id, command, row.updated_at
-            )
+            known = _Unpublished(change.sent_at, row.saga_id, command, change.sent_at)
+            self._outbox.setdefault(command_id, known)
         return True
 
     def _prepared(self, change: Change) -> _Saga:

@@ -133,6 +133,8 @@ class SqliteStatements(Statements):
         for table in (SAGA, SAGA_EVENT, SAGA_OUTBOX)
     )
     _insert_new = f"{_insert_saga} ON CONFLICT DO NOTHING"
+    # What is asked again without an event may be asked by two at once, by the same id.
+    _insert_command += " ON CONFLICT DO NOTHING"
 
     @override
     def ids(self, ids: Collection[str]) -> tuple[str]:
@@ -193,7 +195,8 @@ class PostgresqlStatements(Statements):
             # The planner takes every JSON for a hundred rows, and would read the whole table.
             f"AND saga.id {self.where_ids}), "
             f"happened AS ({_insert_from_json(SAGA_EVENT)}), "
-            f"sent AS ({_insert_from_json(SAGA_OUTBOX)}) "
+            # What is asked again without an event may be asked by two at once, by the same id.
+            f"sent AS ({_insert_from_json(SAGA_OUTBOX)} ON CONFLICT DO NOTHING) "
             f"DELETE FROM saga_outbox WHERE id {self.where_ids}"
         )
 
@@ -293,9 +296,9 @@ def _commands(changes: Iterable[Change]) -> list[_Values]:
         {
             "id": command.id,
             "saga_id": change.row.saga_id,
-            "handed_out_at": rows.micros(change.row.updated_at),
+            "handed_out_at": rows.micros(change.sent_at),
             "command": rows.to_json(command),
-            "committed_at": rows.micros(change.row.updated_at),
+            "committed_at": rows.micros(change.sent_at),
         }
         for change in changes
         for command in change.commands

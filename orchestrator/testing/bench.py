@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import msgspec
 from structlog.testing import capture_logs
 
 from orchestrator.catalog import Catalog
@@ -13,7 +14,9 @@ from orchestrator.client import Client
 from orchestrator.core.definition import Definition, Saga, WaitFor
 from orchestrator.core.events import Event
 from orchestrator.core.state import Phase, SagaState, Status
+from orchestrator.core.timers import wake_at
 from orchestrator.engine import Engine
+from orchestrator.ports import SagaSummary
 from orchestrator.store.memory import MemoryStore
 from orchestrator.testing.answers import Answer
 from orchestrator.testing.examples import example_input, example_outputs
@@ -80,6 +83,7 @@ class Bench:
         self._signals = signals if signals is not None else usual_signals(self.definition)
         self._late: list[tuple[datetime, int, Reply]] = []
         self._number = 0
+        self._nested = bool(also)
         self._broker = MemoryBroker()
         self._store = MemoryStore()
         self._engine = Engine(
@@ -247,9 +251,17 @@ class Bench:
 
     def _next_at(self) -> datetime | None:
         sagas = self._store.list_sagas(limit=SAGAS_MAX)
-        times = [one.wake_at for one in sagas if one.wake_at]
+        times = [at for one in sagas if (at := self._wake_at(one)) is not None]
         times += [self._late[0][0]] if self._late else []
         return min(times, default=None)
+
+    def _wake_at(self, saga: SagaSummary) -> datetime | None:
+        """When a saga moves by itself; to ask its sub-sagas again moves nothing: nothing is lost."""
+        if saga.wake_at is None or not self._nested:
+            return saga.wake_at
+        row = self._store.load([saga.saga_id])[saga.saga_id]
+        state = msgspec.structs.replace(row.state, inquiries={})
+        return wake_at(self._engine.definition_of(row), state)
 
     def _pass(self, at: datetime) -> None:
         self.now = max(self.now, at)

@@ -42,6 +42,7 @@ from orchestrator.core.events import (
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    SubSagaBegan,
     Trace,
     UndoRefused,
     UndoRequested,
@@ -134,6 +135,7 @@ EVENTS: tuple[Event, ...] = (
     ),
     SagaForked(to="new", step="c", steps=("a", "b"), reason=TEXT, by="me"),
     StepRecalled(step="a", attempt=1, reason=TEXT),
+    SubSagaBegan(step="a", attempt=1),
     UndoRequested(attempt=1, reason=TEXT),
     UndoRefused(attempt=2, reason=TEXT),
     SignalReceived(name="ok", data={"approved": True, "comment": TEXT}, by="me"),
@@ -400,6 +402,33 @@ class StoreContract:
         assert {"old": 2, "new": 1} == {
             saga_id: one.sequence for saga_id, one in store.load(["old", "new"]).items()
         }
+
+    def test_a_command_without_a_change_is_sent_when_it_is_asked(self, store: Store) -> None:
+        """A sub-saga is asked again: its parent has not changed."""
+        store.commit([change(row("s"), commands=[command("s")])])
+        later, again = T0 + timedelta(hours=1), command("s", id="s:a:action:1:again:1")
+        asked = Change(
+            row=row("s"), expected_sequence=1, events=(), commands=(again,), decided_at=later
+        )
+        assert store.commit([asked], published=[command("s").id]) == frozenset()
+        assert store.load(["s"])["s"].updated_at == T0
+        assert store.claim_unpublished(later, later, 10) == []
+        assert store.claim_unpublished(later + seconds(1), later, 10) == [again]
+
+    def test_a_command_that_is_in_the_outbox_stays_as_it_is(self, store: Store) -> None:
+        """Two orchestrators may ask at once, and no event makes the second one lose."""
+        asking = [command("s", id="again"), command("s", id="other")]
+        begin = change(row("s"), commands=asking[:1])
+        asked = Change(
+            row=row("s"),
+            expected_sequence=1,
+            events=(),
+            commands=tuple(asking),
+            decided_at=T0 + timedelta(hours=1),
+        )
+        assert store.commit([begin]) == store.commit([asked]) == frozenset()
+        assert store.outbox_size() == 2
+        assert store.claim_unpublished(T0 + seconds(1), T0, 10) == asking[:1]
 
     def test_an_id_that_exists_is_a_conflict(self, store: Store) -> None:
         """A second start with the same id changes nothing."""

@@ -43,6 +43,7 @@ from orchestrator.core.events import (
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    SubSagaBegan,
     UndoRefused,
     UndoRequested,
 )
@@ -86,6 +87,9 @@ def check_decision(
     """
     raw, definition = definition, plan_of(definition, decision.state)
     if not decision.events:
+        if decision.beat and isinstance(message, Tick):
+            _check_asked(definition, before, now, decision)
+            return
         if decision.beat:
             _check_beat(before, message, now, decision)
             return
@@ -96,7 +100,8 @@ def check_decision(
     assert not decision.beat
     assert decision == decide(raw, before, message, now), "decided twice, differently"
     if before is not None:
-        assert reduce(evolve, decision.events, before) == decision.state
+        assert decision.state is not None
+        assert reduce(evolve, decision.events, of_history(before)) == of_history(decision.state)
         assert not before.status.final or isinstance(message, Undo), "it happened after the end"
     dispatched = [event for event in decision.events if isinstance(event, StepDispatched)]
     asked = [event for event in dispatched if not definition.by_name[event.step].waits]
@@ -119,8 +124,8 @@ def check_decision(
         after = evolve(state, event)
         _check_event(definition, state, event, message, now)
         state = after
-    assert state is not None
-    check_rest(definition, state, decision.wake_at)
+    assert decision.state is not None
+    check_rest(definition, decision.state, decision.wake_at)
     if isinstance(message, Tick) and decision.wake_at is not None:
         assert decision.wake_at > now, "a timer that is due already: a busy loop"
 
@@ -136,29 +141,23 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
     for planned in definition.steps:
         if isinstance(planned.action, WaitFor) and phases[planned.name] is Phase.RUNNING:
             assert planned.action.signal not in state.signals, "it waits for what has come"
-        step = state.step(planned.name)
-        if isinstance(planned.action, SubSaga) and step.phase is Phase.RUNNING:
-            assert step.recalled or state.paused or not back, "its sub-saga goes on in vain"
+        if isinstance(planned.action, SubSaga):
+            _check_sub_saga(planned.name, state, back=back)
         if planned.waits:
             assert not (back and phases[planned.name] is Phase.RUNNING), "it waits in vain"
             assert phases[planned.name] not in {Phase.RETRYING, Phase.UNDOING}
-    flying = [
-        name
-        for name, phase in phases.items()
-        if phase in IN_FLIGHT | WAITING and not state.step(name).recalled
-    ]
-    called_back = any(step.recalled for step in state.steps.values())
+    flying = [name for name, phase in phases.items() if phase in IN_FLIGHT | WAITING]
     if state.paused:
         _check_paused(definition, state, wake_at)
         return
     if wake_at is None:
         never = [one for one in flying if not (back and phases[one] is Phase.RETRYING)]
         assert not never, "an attempt that is never timed out, or a retry that is never made"
-        assert called_back or state.status is Status.STUCK, (
-            "a saga that nothing will ever move again"
-        )
+        assert state.status is Status.STUCK, "a saga that nothing will ever move again"
     else:
-        assert flying or called_back or state.not_before, "woken for nothing"
+        assert flying or state.not_before, "woken for nothing"
+        asked_at = [inquiry.at for inquiry in state.inquiries.values()]
+        assert state.full or wake_at <= min(asked_at, default=wake_at), "asked too late"
     if not state.backward:
         assert not (back and Phase.RUNNING not in phases.values()), "compensation did not begin"
         for planned in definition.steps:
@@ -180,9 +179,23 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
             assert held, f"the undo of {planned.name} could have begun"
 
 
+def _check_sub_saga(name: str, state: SagaState, *, back: bool) -> None:
+    """It is called back when it should be, and asked until it has said how it ended."""
+    step = state.step(name)
+    if step.phase is Phase.RUNNING:
+        assert step.recalled or state.paused or not back, "its sub-saga goes on in vain"
+    asked = name in state.inquiries
+    assert asked == (step.phase in IN_FLIGHT), "nobody asks how its sub-saga ended"
+
+
 def between_sagas(command: Command) -> bool:
     """Whether it is what one saga tells another, beside the commands of its steps."""
-    return ":recall:" in command.id or ":parent:" in command.id
+    return any(mark in command.id for mark in (":recall:", ":parent:", ":again:"))
+
+
+def of_history(state: SagaState) -> SagaState:
+    """What of a state is the fold of its history."""
+    return replace(state, beats={}, inquiries={})
 
 
 def _check_told(before: SagaState | None, decision: Decision) -> None:
@@ -196,14 +209,16 @@ def _check_told(before: SagaState | None, decision: Decision) -> None:
     refused = any(isinstance(event, UndoRefused) for event in decision.events)
     assert len(told) == (1 if after.parent and (ended or late or refused) else 0)
     recalled = [one for one in decision.events if isinstance(one, StepRecalled)]
-    assert len(recalled) == sum(":recall:" in one.id for one in decision.commands)
+    sent = [one for one in decision.commands if ":again:" not in one.id]
+    assert len(recalled) == sum(":recall:" in one.id for one in sent)
 
 
 def _check_paused(definition: Definition, state: SagaState, wake_at: datetime | None) -> None:
     """It wakes for what is in flight and for its deadline, and for nothing that it may not begin."""
     times = []
     for name, step in state.steps.items():
-        if step.phase in IN_FLIGHT and not step.recalled:
+        asked = isinstance(definition.by_name[name].action, SubSaga)
+        if step.phase in IN_FLIGHT and not (step.recalled or (asked and state.backward)):
             assert step.due_at is not None
             beat = state.beats.get(name)
             times.append(max(step.due_at, beat.due_at) if beat else step.due_at)
@@ -238,7 +253,8 @@ def _check_ignored(state: SagaState | None, message: Message, decision: Decision
         case Accepted():
             current = message.attempt == (step.attempt if forward else step.undo_attempt)
             flying = step.phase is (Phase.RUNNING if forward else Phase.UNDOING)
-            assert not (current and flying and not step.accepted), "it was not noted"
+            seen = step.accepted or step.began
+            assert not (current and flying and not seen), "it was not noted"
 
 
 def _check_beat(
@@ -254,6 +270,29 @@ def _check_beat(
     assert before.step(message.step).phase in IN_FLIGHT
     assert (beat.at, beat.progress) == (now, message.progress)
     assert beat.due_at > now
+
+
+def _check_asked(
+    definition: Definition, before: SagaState | None, now: datetime, decision: Decision
+) -> None:
+    """Sub-sagas are asked again that have not answered, and everything else stays as it was."""
+    after = decision.state
+    assert before is not None
+    assert after is not None
+    assert of_history(after) == of_history(before)
+    assert not before.paused
+    assert not before.full
+    overdue = {name for name, one in before.inquiries.items() if one.at <= now}
+    assert overdue == {command.step for command in decision.commands}
+    for command in decision.commands:
+        step, planned = after.step(command.step), definition.by_name[command.step]
+        assert isinstance(planned.action, SubSaga)
+        assert step.phase in IN_FLIGHT
+        start = step.phase is Phase.RUNNING and not step.recalled
+        assert command.task == ("saga.start" if start else "saga.undo")
+        assert command.id.endswith(f":again:{after.inquiries[command.step].times}")
+    assert decision.wake_at is not None
+    assert decision.wake_at > now
 
 
 def _check_event(  # noqa: C901, PLR0912, PLR0915 - one case for each event
@@ -289,6 +328,11 @@ def _check_event(  # noqa: C901, PLR0912, PLR0915 - one case for each event
             assert not step.recalled, "called back twice"
             due = step.due_at is not None and step.due_at <= now
             assert due or _turning_back(definition, state), "called back without a reason"
+        case SubSagaBegan():
+            step = state.step(event.step)
+            assert isinstance(definition.by_name[event.step].action, SubSaga)
+            assert step.phase is Phase.RUNNING
+            assert not step.began, "seen for the first time twice"
         case UndoRequested():
             assert isinstance(message, Undo | Start)
             known = state.undo_attempt

@@ -51,6 +51,7 @@ from orchestrator.core.messages import (
 from orchestrator.core.state import Phase, SagaState, Status, fold
 from shared.backoff import Backoff
 from shared.messages import Command, Reply
+from shared.names import START_TASK
 from shared.tokens import read_token
 from tests.core.builders import (
     FAILURE,
@@ -65,7 +66,7 @@ from tests.core.builders import (
     succeeded,
     wait,
 )
-from tests.core.invariants import between_sagas, check_decision, descendants
+from tests.core.invariants import between_sagas, check_decision, descendants, of_history
 from tests.core.participants import Answer, Choice, Effect, with_barrier
 
 CALM_STEPS_MAX = 1_000
@@ -268,7 +269,18 @@ class AnySaga(RuleBasedStateMachine):
         """The coordinator ticks on time, or late: something follows every time."""
         assert self.wake_at is not None
         self.now = max(self.now, self.wake_at + timedelta(seconds=late))
-        assert self.tell(Tick()).events, "woken for nothing"
+        decision = self.tell(Tick())
+        assert decision.events or decision.commands, "woken for nothing"
+
+    @precondition(lambda self: any(one.task == START_TASK for one in self.flying()))
+    @rule(data=st.data())
+    def a_sub_saga_says_that_it_goes_on(self, data: st.DataObject) -> None:
+        """It was asked again; from then on it is known that it began."""
+        starts = [one for one in self.flying() if one.task == START_TASK]
+        command = data.draw(st.sampled_from(starts))
+        self.tell(accepted(command.step, command.attempt))
+        assert self.state is not None
+        assert self.state.step(command.step).began
 
     @precondition(lambda self: any(one.token for one in self.flying()))
     @rule(data=st.data(), alive=st.booleans(), choice=st.sampled_from(Choice))
@@ -365,7 +377,7 @@ class AnySaga(RuleBasedStateMachine):
     def the_history_is_the_truth(self) -> None:
         """The state is the fold of the history, and the commands are what it says was sent."""
         state = self.state
-        assert fold(self.history) == (msgspec.structs.replace(state, beats={}) if state else None)
+        assert fold(self.history) == (of_history(state) if state else None)
         sent = [event for event in self.history if isinstance(event, StepDispatched)]
         assert len({(event.step, event.direction, event.attempt) for event in sent}) == len(sent)
 

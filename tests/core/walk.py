@@ -141,7 +141,7 @@ class Node:
 def _rank(step: StepState) -> tuple[Any, ...]:
     """All that counts of a step, comparable."""
     counted = (step.phase, step.attempt, step.undo_attempt, step.success, step.stuck)
-    return (*counted, step.by_hand, step.accepted, step.recalled)
+    return (*counted, step.by_hand, step.accepted, step.recalled, step.began)
 
 
 def _attempts(step: StepState, direction: Direction) -> int:

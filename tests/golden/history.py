@@ -9,7 +9,7 @@ import msgspec
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event
 from orchestrator.core.limits import Limits
-from orchestrator.core.machine import NO_LIMITS
+from orchestrator.core.machine import NO_LIMITS, Decision
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -28,6 +28,7 @@ from orchestrator.core.messages import (
     Undo,
 )
 from orchestrator.core.state import SagaState
+from orchestrator.core.timers import sub_sagas_undoing, wake_at
 from shared.messages import Reply
 
 FOLDER = Path(__file__).parent / "v1"
@@ -92,6 +93,19 @@ class GoldenHistory(msgspec.Struct, frozen=True, kw_only=True):
     arrivals: tuple[Arrival, ...]
     state: SagaState
     limits: Limits = NO_LIMITS
+
+
+def timer_of(definition: Definition, decision: Decision) -> datetime | None:
+    """When a saga wanted to be woken by version 1: it asked no sub-saga again.
+
+    Instead, a sub-saga that was being undone had a time-out.
+    """
+    state = decision.state
+    if decision.wake_at is None or state is None or not state.inquiries:
+        return decision.wake_at
+    times = [wake_at(definition, msgspec.structs.replace(state, inquiries={}))]
+    times += [state.step(name).due_at for name in sub_sagas_undoing(definition, state)]
+    return min((at for at in times if at), default=None)
 
 
 def kind_of(message: Message) -> str:

@@ -60,7 +60,7 @@ from shared.messages import (
     Succeeded,
 )
 from shared.tokens import proof_of
-from tests.golden.history import FOLDER, SUMS, Arrival, GoldenHistory, kind_of
+from tests.golden.history import FOLDER, SUMS, Arrival, GoldenHistory, kind_of, timer_of
 
 SAGA_ID = "0199c8a0-0000-7000-8000-000000000001"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -347,6 +347,22 @@ def nested() -> dict[str, tuple[Definition, str, tuple[Told, ...]]]:
                 done("flight"),
                 DUE,
                 CANCEL,
+                said("hotel", Rejected(failure=SOLD_OUT)),
+                undone("flight"),
+            ),
+        ),
+        "asked-again": (
+            TRIP,
+            "A sub-saga is asked what became of it: it goes on. Then it is called back, again twice.",
+            (
+                begin,
+                done("flight"),
+                Told(Tick(), 60),
+                said("hotel", Accepted()),
+                said("hotel", Accepted()),
+                CANCEL,
+                Told(Tick(), 60),
+                said("hotel", Accepted()),
                 said("hotel", Rejected(failure=SOLD_OUT)),
                 undone("flight"),
             ),
@@ -653,14 +669,15 @@ def _arrivals(definition: Definition, told: tuple[Told, ...], limits: Limits) ->
         decision = decide(definition, state, message, now, limits=limits, history=count)
         count += len(decision.events)
         state = decision.state
-        wake_at = decision.wake_at if decision.events or decision.beat else wake_at
+        due_at = timer_of(definition, decision)
+        wake_at = due_at if decision.events or decision.beat else wake_at
         yield Arrival(
             at=now,
             kind=kind_of(message),
             message=msgspec.to_builtins(message),
             events=decision.events,
             sent=tuple(command.id for command in decision.commands),
-            wake_at=decision.wake_at,
+            wake_at=due_at,
             refused=decision.refused,
         )
 

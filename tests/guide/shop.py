@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from typing_extensions import override
+
 from orchestrator.catalog import Catalog
 from orchestrator.client import Client
 from orchestrator.core.definition import Saga
@@ -23,6 +25,17 @@ from workers.sdk.outcome import failure_of, succeeded_with
 
 Task = Callable[..., Any]
 ROUNDS_MAX = 1_000
+
+
+class _Broker(MemoryBroker):
+    """One that may lose what it is given."""
+
+    loses: Callable[[Command], bool] = staticmethod(lambda _: False)
+
+    @override
+    def put_command(self, command: Command) -> None:
+        if not self.loses(command):
+            super().put_command(command)
 
 
 class Shop:
@@ -44,7 +57,7 @@ class Shop:
         self.commands: list[Command] = []
         self._tasks = tasks
         self._copies = 1
-        self._broker = MemoryBroker()
+        self._broker = _Broker()
         self._transport = MemoryTransport(self._broker)
         self.store = MemoryStore()
         self.engine = Engine(
@@ -87,6 +100,11 @@ class Shop:
     def view(self, saga_id: str) -> SagaView:
         """What `saga show` shows."""
         return self.client.view(saga_id)
+
+    def lose(self, which: Callable[[Command], bool], times: int = 1) -> None:
+        """From now on the first commands of a kind never arrive; sagas send each other such, too."""
+        left = iter(range(times))
+        self._broker.loses = lambda command: which(command) and next(left, None) is not None
 
     def status(self, saga_id: str) -> str:
         """Its status."""

@@ -331,6 +331,22 @@ def test_sub_sagas_and_lists_are_driven_too() -> None:
     assert bench.undone == ("pick[0]",)
 
 
+def test_a_saga_whose_sub_saga_is_stuck_is_driven_no_further() -> None:
+    """It asks again for ever; nothing comes of that until an operator acts."""
+    below = Saga(
+        name="below",
+        version=1,
+        input=Order,
+        steps=(step("pay", pivot=True), step("mail", retry=Retry(attempts=2))),
+    )
+    stay = step("stay", action=SubSaga("below"), compensation=NOTHING_TO_UNDO)
+    bench = given(saga(stay)).also(below).begin()
+    bench.participants.script("mail", "action", [fails(), fails()])
+    assert bench.run() is Status.RUNNING
+    (child,) = [state for _, state in bench.family() if state.parent]
+    assert child.status is Status.STUCK
+
+
 class Boxes(msgspec.Struct):
     """Input with a list."""
 

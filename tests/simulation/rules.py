@@ -22,7 +22,7 @@ from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, Status, fold
 from orchestrator.ports import SagaRow
 from shared.telemetry.names import SAGA_ID, saga_span, step_span
-from tests.core.invariants import IN_FLIGHT, check_rest, descendants
+from tests.core.invariants import IN_FLIGHT, check_rest, descendants, of_history
 from tests.simulation.world import World
 
 
@@ -64,11 +64,15 @@ def broken_rules(world: World, definitions: dict[tuple[str, int], Definition]) -
         yield f"two sagas with one key: {keys}"
 
 
-def held_up(rows: Mapping[str, SagaRow]) -> set[str]:
-    """Sagas that wait for a sub-saga that is stuck, or is held up itself."""
-    held: set[str] = set()
-    for row in rows.values():
-        below: SagaRow | None = row if row.state.status is Status.STUCK else None
+def held_up(rows: Mapping[str, SagaRow], *, paused: bool = False) -> set[str]:
+    """Sagas that wait for a sub-saga that is stuck, or is held up itself.
+
+    With `paused` also those that are paused, and those that wait for them.
+    """
+    held = {saga_id for saga_id, row in rows.items() if paused and row.state.paused}
+    for saga_id, row in rows.items():
+        stopped = row.state.status is Status.STUCK or saga_id in held
+        below: SagaRow | None = row if stopped else None
         while below and (parent := below.state.parent):
             above = rows.get(parent.saga_id)
             if above is None or above.state.step(parent.step).phase not in IN_FLIGHT:
@@ -87,7 +91,7 @@ def _of_one(
     held: bool,
 ) -> Iterator[str]:
     state, events = row.state, [one.event for one in history]
-    if fold(events) != state:
+    if fold(events) != of_history(state):
         yield "the row is not the fold of its history"
     if [one.sequence for one in history] != list(range(1, row.sequence + 1)):
         yield "the history has a gap"

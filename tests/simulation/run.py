@@ -175,10 +175,7 @@ class Run:
                 scheduler.now = max(scheduler.now, due)
                 broker.deliver_due()
             elif at is None:
-                paused = self._paused()
-                if not paused and self._waits_for_people():
-                    return
-                if paused and self.world.chaos.calm:
+                if self._paused() and self.world.chaos.calm:
                     self._duty.start()
                     continue
                 raise Endless("nothing will ever happen again, and not all has ended")
@@ -188,12 +185,11 @@ class Run:
     def _over(self) -> bool:
         world = self.world
         return (
-            not world.store.moving
-            and not self._messages_left
+            not self._messages_left
             and not world.broker.pending
             and all(client.done for client in self._clients)
             and all(actor.ended for actor in self._duty.actors)
-            and world.store.next_due() == float("inf")
+            and self._at_rest()
         )
 
     def _paused(self) -> bool:
@@ -204,10 +200,25 @@ class Run:
             row.state.paused for saga_id, (row, _) in everything.items() if saga_id in moving
         )
 
-    def _waits_for_people(self) -> bool:
-        """Whether all that has not ended waits for a sub-saga that is stuck."""
-        rows = {saga_id: row for saga_id, (row, _) in self.world.store.everything().items()}
-        return self.world.store.moving <= held_up(rows)
+    def _at_rest(self) -> bool:
+        """Whether nothing in the store will change, however long one waits."""
+        store = self.world.store
+        if not store.moving:
+            return store.next_due() == float("inf")
+        if not store.moving <= store.asking:
+            return False
+        # What waits for a sub-saga that is stuck asks for ever: it is somebody else's turn.
+        rows = {saga_id: row for saga_id, (row, _) in store.everything().items()}
+        held = held_up(rows, paused=True)
+        waits = (
+            store.moving <= held
+            and all(store.only_asks(rows[one].state) for one in store.moving)
+            and store.look_when_due(but=held) == float("inf")
+        )
+        if waits and self.world.chaos.calm and self._paused():
+            self._duty.start()
+            return False
+        return waits
 
     def _hand_out(self) -> None:
         """Messages go to whoever waits for one."""

@@ -5,12 +5,14 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Final
 
+import msgspec
 from typing_extensions import override
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded, about, tag_of
 from orchestrator.core.limits import Limit
-from orchestrator.core.state import Status
+from orchestrator.core.state import SagaState, Status
+from orchestrator.core.timers import wake_at
 from orchestrator.ports import (
     NO_GATES,
     NOTHING_TRACED,
@@ -30,7 +32,7 @@ from orchestrator.transport.memory import (
 )
 from shared.errors import UnavailableError
 from shared.messages import Command, Reply, Request, Succeeded
-from shared.names import REPLIES_QUEUE, REPLY_TASK
+from shared.names import REPLY_TASK
 from shared.telemetry.names import SAGA_STATUS
 from shared.telemetry.setup import ExportedSpan
 from shared.telemetry.spans import SpanRecord
@@ -88,7 +90,7 @@ class World:
         self.broker = SimulatedBroker(
             self.random,
             Faults(delay_max=DELAY_MAX),
-            fires=self._fires,
+            fires=lambda kind, _chance: self.chaos.strikes(kind),
             clock=lambda: self.scheduler.now,
         )
         self.broker.as_json = as_json
@@ -104,10 +106,6 @@ class World:
         """Who waits for a message."""
         self.record = record
         self.trace: list[str] = []
-
-    def _fires(self, kind: str, _chance: float) -> bool:
-        # A sub-saga answers its parent once: that the broker keeps the answer is relied upon.
-        return not (kind == "lose" and self.broker.between_sagas) and self.chaos.strikes(kind)
 
     def io(self, call: str) -> None:
         """A process is about to make a call: here it can die, or lose its turn."""
@@ -210,14 +208,12 @@ class PlainReply(InboundMessage, frozen=True, kw_only=True):
 
 
 class SimulatedBroker(MemoryBroker):
-    """The broker in memory; it knows what one saga tells another.
+    """The broker in memory.
 
     Attributes:
-        between_sagas: Whether that is what it takes just now.
         as_json: Whether replies travel as JSON.
     """
 
-    between_sagas = False
     as_json = True
 
     @override
@@ -226,14 +222,6 @@ class SimulatedBroker(MemoryBroker):
             super().send(message, task_id)
         else:
             self.send_raw(PlainReply(task=REPLY_TASK, task_id=task_id, body=b"", reply=message))
-
-    @override
-    def put_command(self, command: Command) -> None:
-        self.between_sagas = command.queue == REPLIES_QUEUE
-        try:
-            super().put_command(command)
-        finally:
-            self.between_sagas = False
 
 
 class SimulatedStore(MemoryStore):
@@ -248,6 +236,8 @@ class SimulatedStore(MemoryStore):
         """Ids of commands that are committed."""
         self.moving: set[str] = set()
         """Ids of sagas that neither have ended nor are stuck."""
+        self.asking: set[str] = set()
+        """Ids of sagas that ask their sub-sagas how they ended, or are paused."""
         self.conflicts = 0
         self.beaten: list[str] = []
         """Sagas with signs of life, which leave no event: an id for each."""
@@ -335,6 +325,10 @@ class SimulatedStore(MemoryStore):
                 self.moving.add(change.row.saga_id)
             else:
                 self.moving.discard(change.row.saga_id)
+            if change.row.state.inquiries or change.row.state.paused:
+                self.asking.add(change.row.saga_id)
+            else:
+                self.asking.discard(change.row.saga_id)
             if world.record:
                 world.note(f"commits {change.row.saga_id}: {_in_words(change.events)}")
         world.reconsider()
@@ -346,15 +340,26 @@ class SimulatedStore(MemoryStore):
     def next_due(self) -> float:
         """When, in seconds since the beginning, something in here is due."""
         if self._next_due is None:
-            self._next_due = self._look_when_due()
+            self._next_due = self.look_when_due()
         return self._next_due
 
     def _due_by(self, now: datetime) -> bool:
         """Whether anything at all can be due then: mostly nothing is, and that is known."""
         return self.next_due() <= (now - T0).total_seconds()
 
-    def _look_when_due(self) -> float:
-        times = [saga.row.wake_at for saga in self._sagas.values() if saga.row.wake_at]
+    def only_asks(self, state: SagaState) -> bool:
+        """Whether a saga does nothing by itself any more but ask its sub-sagas again."""
+        definition = MemoryStore.definition(self, state.name, state.version)
+        assert definition is not None
+        return wake_at(definition, msgspec.structs.replace(state, inquiries={})) is None
+
+    def look_when_due(self, but: Collection[str] = ()) -> float:
+        """As `next_due`, leaving the timers of some sagas out."""
+        times = [
+            saga.row.wake_at
+            for saga_id, saga in self._sagas.items()
+            if saga.row.wake_at and saga_id not in but
+        ]
         times += [saga.row.trace_due_at for saga in self._sagas.values() if saga.row.trace_due_at]
         times += [item.handed_out_at + REPUBLISH_AFTER for item in self._outbox.values()]
         return (min(times) - T0).total_seconds() if times else float("inf")
