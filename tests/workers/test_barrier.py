@@ -334,6 +334,34 @@ def test_duplicates_in_several_processes_have_one_effect(barrier: Barrier, datab
     assert [str(n) for n in range(20)] == sorted(booked(barrier), key=int)
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_retries_of_a_rejection_race_in_several_processes(barrier: Barrier, database: str) -> None:
+    """Four copies of a retry have one effect; where undos come, too, it is undone or never done."""
+    steps = [f"{kind}{number}" for kind in ("again", "undone") for number in range(20)]
+    for name in steps:
+        barrier.run(command(step=name), rejecting)
+    code = f"""
+for name in {steps}:
+    def retry():
+        told = barrier.run(command(step=name, attempt=2), booking('do ' + name)).outcome
+        assert isinstance(told, Succeeded) or name.startswith('undone'), told
+    def undo():
+        told = barrier.run(command('compensation', step=name), booking('undo ' + name)).outcome
+        assert isinstance(told, Succeeded), told
+    both = [retry, undo] if name.startswith('undone') else [retry]
+    for act in both[:: 1 if os.getpid() % 2 else -1]:
+        act()
+"""
+    assert in_processes(4, code, database) == [0] * 4
+    effects = booked(barrier)
+    assert len(effects) == len({*effects})
+    done, undone = (
+        {one.removeprefix(what) for one in effects if one.startswith(what)}
+        for what in ("do ", "undo ")
+    )
+    assert {name for name in steps if name.startswith("again")} | undone == done
+
+
 def test_tables_are_created_by_several_processes_at_once(database: str) -> None:
     """Services that start together do not trip over each other's CREATE TABLE."""
     assert in_processes(4, "barrier.create_tables(metadata)", database) == [0] * 4
