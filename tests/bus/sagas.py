@@ -1,8 +1,8 @@
-"""A saga that starts on an event and says by events how it ended."""
+"""A saga that starts on an event and says by events how it ended; a step of it is a saga."""
 
 import msgspec
 
-from orchestrator.core.definition import NOTHING_TO_UNDO, Saga, Step
+from orchestrator.core.definition import NOTHING_TO_UNDO, Saga, Step, SubSaga
 from orchestrator.core.event_terms import FromSaga, Publish
 from orchestrator.core.references import Input
 from tests.bus.messages import OrderCreated, OrderFailed, OrderFulfilled
@@ -13,6 +13,13 @@ class FulfilOrder(msgspec.Struct):
 
     order_id: str
 
+
+SEAL_PARCEL = Saga(
+    name="seal-parcel",
+    version=1,
+    input=FulfilOrder,
+    steps=(Step("seal", action="packing.seal", compensation="packing.unseal"),),
+)
 
 FULFIL_ORDER = Saga(
     name="fulfil-order",
@@ -25,5 +32,8 @@ FULFIL_ORDER = Saga(
             OrderFailed, {"order_id": Input("order_id"), "why": FromSaga("error_kind")}
         ),
     },
-    steps=(Step("pack", action="packing.pack", compensation=NOTHING_TO_UNDO),),
+    steps=(
+        Step("parcel", SubSaga("seal-parcel")),
+        Step("pack", action="packing.pack", compensation=NOTHING_TO_UNDO),
+    ),
 )

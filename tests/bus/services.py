@@ -141,6 +141,18 @@ def pack(context: StepContext, order_id: str) -> None:
     effect("packed", order_id=order_id)
 
 
+@Participant(app).action("packing.seal")
+def seal(context: StepContext, order_id: str) -> None:
+    """A step of a saga that is a step itself."""
+    effect("sealed", order_id=order_id)
+
+
+@Participant(app).compensation("packing.unseal")
+def unseal(context: StepContext, order_id: str, undo: object) -> None:
+    """Undo it."""
+    effect("unsealed", order_id=order_id)
+
+
 @billing.subscriber(OrderFulfilled)
 def collect(event: OrderFulfilled) -> None:
     """The saga says that it has completed."""

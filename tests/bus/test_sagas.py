@@ -31,7 +31,10 @@ def test_a_saga_starts_on_an_event_and_publishes_how_it_ended(
     otlp_http: OtlpReceiver,
     start_tracing: StartTracing,
 ) -> None:
-    """One tree from the command to the last subscriber; a second copy of the event starts nothing."""
+    """One tree from the command to the last subscriber; a second copy of the event starts nothing.
+
+    A step is a saga of its own: what the two tell each other goes over the broker, too.
+    """
     url = request.getfixturevalue(broker)
     env = {**otlp_http.environment, "SAGA_DEFINITIONS": "tests.bus.sagas"}
     start_tracing(otlp_http)
@@ -47,7 +50,7 @@ def test_a_saga_starts_on_an_event_and_publishes_how_it_ended(
         with span("place an order") as root:
             trace_id = f"{root.get_span_context().trace_id:032x}"
             CommandBus(app).dispatch(CreateOrder(good))
-        done = PREPARED | {"packed", "collected"}
+        done = PREPARED | {"sealed", "packed", "collected"}
         wait_until(lambda: done == set(running.effects(good)), timeout=20)
 
         events = EventBus(app, service="orders")
@@ -61,6 +64,7 @@ def test_a_saga_starts_on_an_event_and_publishes_how_it_ended(
 
     assert 1 == running.effects(bad).count("refunded: TooLarge")
     assert 1 == len(orchestrator.lines(f'"key":"{event_id}"'))
+    assert ["sealed", "unsealed"] == [one for one in running.effects(bad) if "sealed" in one]
     assert_one_tree(spans, trace_id)
     by_id: dict[str, Any] = {one.span_id: one for one in spans}
     edges = Counter(
@@ -77,6 +81,13 @@ def test_a_saga_starts_on_an_event_and_publishes_how_it_ended(
             *((created, f"process {one}") for one in ("billing.on.broken", "audit.on.record")),
             (created, "saga fulfil-order"),
             ("saga fulfil-order", "saga.start fulfil-order"),
+            ("saga fulfil-order", "step parcel"),
+            ("step parcel", "send saga.replies"),
+            ("send saga.replies", "saga seal-parcel"),
+            ("saga seal-parcel", "saga.start seal-parcel"),
+            ("saga seal-parcel", "step seal"),
+            ("step seal", "send packing"),
+            ("send packing", "process packing"),
             ("saga fulfil-order", "step pack"),
             ("step pack", "send packing"),
             ("send packing", "process packing"),
