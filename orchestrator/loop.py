@@ -316,6 +316,7 @@ class Loop:
         if rows:
             histories = self._store.history([row.saga_id for row in rows])
             for row in rows:
-                history = histories[row.saga_id]
+                # Somebody else may have moved it on already: that is for their export to say.
+                history = histories[row.saga_id][: row.sequence]
                 again = row.saga_id in whole
                 self._tracing.ended(self.definition_of(row), row, history, whole=again)

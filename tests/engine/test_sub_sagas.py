@@ -1,6 +1,6 @@
 """Sagas that are steps of other sagas, over one engine: every way in which the two can end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,10 +9,12 @@ import pytest
 
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import NOTHING_TO_UNDO, Input, Retry, Saga, Step, SubSaga
+from orchestrator.core.events import Recorded
+from orchestrator.ports import Delivery, SagaRow
 from orchestrator.projection import project
 from shared.errors import DefinitionError
 from shared.ids import sub_saga_id
-from shared.messages import StartRequest, UndoRequest
+from shared.messages import Command, StartRequest, UndoRequest
 from shared.telemetry.spans import SpanRecord
 from tests.engine.trips import HOTEL, Stay, Story, failing, refusing, trip
 from tests.guide.shop import Shop, Task
@@ -261,6 +263,37 @@ def test_nested_sagas_are_one_tree(mail: Task | None) -> None:
     assert [one.name for one in orphans] == ["saga trip"]
     (root,) = [one for one in both if one.name == "saga hotel"]
     assert by_id[root.parent_span_id or ""].name == "send saga.replies"
+
+
+def test_what_happens_before_the_export_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another orchestrator undoes the sub-saga as soon as its answer is sent: each exports its own."""
+    story = Story()
+    above = story.shop.client.start("trip", {}).row.saga_id
+    below = sub_saga_id(above, "hotel", 1)
+    exported: list[tuple[int, int]] = []
+
+    def ended(_: Any, row: SagaRow, history: Sequence[Recorded], **_options: Any) -> None:
+        if row.saga_id == below:
+            exported.append((row.sequence, len(history)))
+
+    tracing = story.shop.engine._tracing
+    monkeypatch.setattr(tracing, "ended", ended)
+    monkeypatch.setattr(tracing, "is_milestone", lambda state, _: state.status.final)
+    publish = story.shop._transport.publish
+
+    def overtaken(commands: Sequence[Command]) -> None:
+        publish(commands)
+        if any(one.id == f"{below}:parent:action:1" for one in commands):
+            start = StartRequest(
+                name="hotel", input={}, saga_id=below, parent=story.shop.view(below).parent
+            )
+            undo = UndoRequest(saga_id=below, start=start, attempt=1)
+            story.shop.engine.handle([Delivery(message=undo, task="saga.undo", body="")])
+
+    monkeypatch.setattr(story.shop._transport, "publish", overtaken)
+    story.shop.settle()
+    assert len(exported) > 1
+    assert all(sequence == known for sequence, known in exported)
 
 
 def test_a_trace_of_its_own_is_linked_both_ways() -> None:
