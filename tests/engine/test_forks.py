@@ -10,7 +10,10 @@ import pytest
 from typing_extensions import override
 
 from orchestrator.catalog import Catalog
+from orchestrator.cli.output import as_text
+from orchestrator.cli.render import saga_blocks
 from orchestrator.core.definition import NOTHING_TO_UNDO, Input, Retry, Saga, Step, SubSaga
+from orchestrator.graph import ascii_art
 from orchestrator.projection import project
 from orchestrator.replay import replay
 from shared.errors import InputError, KeyConflict, NotAllowed, UnknownSaga
@@ -128,6 +131,10 @@ def test_both_histories_tell_of_the_fork() -> None:
     assert new.timeline[0].detail == f"key k, forked from {old} at c, by ada: why"
     assert [one.detail for one in new.timeline[1:3]] == [f"done by {old}"] * 2
     assert {"a": old, "b": old, "c": ""} == {one.name: one.copied_from for one in new.steps}
+    assert f"forked   as {fork}" in as_text(saga_blocks(seen, shop.now))
+    assert "succeeded (copied)" in as_text(saga_blocks(new, shop.now))
+    definition, row, _ = shop.client.story(fork)
+    assert "succeeded, copied" in ascii_art(definition, row.state)
 
 
 def test_both_histories_are_decided_alike_by_a_replay() -> None:
