@@ -24,6 +24,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -112,7 +113,21 @@ def make_api(client: Client, *, payload_bytes_max: int, token: str = "") -> Asgi
         Route("/completions", api.answering(api.complete), methods=["POST"]),
         Route("/failures", api.answering(api.fail), methods=["POST"]),
     ]
-    return AsgiTracing(Starlette(routes=routes))
+    unknown: Any = {404: _unknown, 405: _unknown}
+    return AsgiTracing(Starlette(routes=routes, exception_handlers=unknown))
+
+
+async def _unknown(request: Request, error: HTTPException) -> Response:
+    """Answer a path or a method that there is not, in the form of every other error."""
+    described = _described(
+        SagaError(
+            f"The API has no {request.method} {request.url.path}.",
+            hint="docs/http-api.md lists its requests.",
+        )
+    )
+    answer = _json(error.status_code, described)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 class _Api:

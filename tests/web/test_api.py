@@ -55,6 +55,16 @@ def http(client: Client) -> Iterator[TestClient]:
         yield made
 
 
+@pytest.mark.parametrize("method, path, status", [("GET", "/no", 404), ("PUT", "/sagas/x", 405)])
+def test_a_request_that_there_is_not_is_an_error_like_any_other(
+    http: TestClient, method: str, path: str, status: int
+) -> None:
+    """Programs read one form of errors alone."""
+    answer = http.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"] == f"The API has no {method} {path}."
+
+
 def accepted(client: Client, saga_id: str) -> str:
     """The participant takes the first step on; returns the token that it got."""
     reply = Reply(saga_id=saga_id, step="ship", direction="action", attempt=1, outcome=Accepted())
