@@ -87,7 +87,7 @@ def react(  # noqa: C901, PLR0912 - one case for each message
         case Tick():
             yield from _time_passed(definition, state, now)
         case Cancel():
-            if state.cause is None and not state.backward:
+            if state.cause is None:
                 yield CancelRequested(reason=message.reason, by=message.by)
         case Pause() | Resume() | RetryNow() | Skip() | Resolve() | CompensateNow():
             yield from operators.facts(definition, state, message, now)
@@ -220,7 +220,7 @@ def alive(
     last = state.beats.get(heartbeat.step)
     if not flying or heartbeat.attempt != attempts(step, heartbeat.direction):
         return state
-    if state.status.final or (last and now < last.at + HEARTBEAT_INTERVAL_MIN):
+    if last and now < last.at + HEARTBEAT_INTERVAL_MIN:
         return state
     beat = Beat(
         at=now,

@@ -75,7 +75,7 @@ def has_begun(state: SagaState) -> bool:
 
 def deadline_applies(definition: Definition, state: SagaState) -> bool:
     """Whether the saga's deadline would still change something."""
-    return state.cause is None and not state.backward and not irrevocable(definition, state)
+    return state.cause is None and not irrevocable(definition, state)
 
 
 def gave_up(definition: Definition, state: SagaState, planned: PlannedStep) -> bool:

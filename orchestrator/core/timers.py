@@ -7,7 +7,6 @@ from orchestrator.core.definition import TIMED_OUT, Definition
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, SagaState
 from orchestrator.core.terms import (
-    IN_FLIGHT,
     WAITING,
     attempts,
     deadline_applies,
@@ -70,7 +69,7 @@ def sub_sagas_undoing(definition: Definition, state: SagaState) -> frozenset[str
 def due_at(state: SagaState, name: str) -> datetime | None:
     """When a step's timer is due: a sign of life may have moved it."""
     step, beat = state.step(name), state.beats.get(name)
-    if step.due_at is None or beat is None or step.phase not in IN_FLIGHT:
+    if step.due_at is None or beat is None:
         return step.due_at
     return max(step.due_at, beat.due_at)
 
