@@ -29,6 +29,10 @@ RETRACE_INTERVAL: Final = timedelta(seconds=5)
 SURVEY_INTERVAL: Final = timedelta(seconds=5)
 AUDIT_INTERVAL: Final = timedelta(seconds=5)
 TIMERS_MAX: Final = 200
+
+BACKLOG_MAX: Final = timedelta(seconds=10)
+"""How long timers wait, at most, while batches are full: what they ask may be answered already."""
+
 SWEEP_MAX: Final = 500
 
 BUSY_FROM: Final = 3
@@ -89,7 +93,6 @@ class Coordinator:
         self._broker = Dependency("broker", self._stopping, monotonic)
         self._store = Dependency("store", self._stopping, monotonic)
         chores: list[tuple[timedelta, _Work]] = [
-            (TIMER_INTERVAL, lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX),
             (TIMER_INTERVAL, engine.admit),
             (AUDIT_INTERVAL, lambda: engine.audit(TIMERS_MAX)),
             (SETTLE_INTERVAL, engine.settle),
@@ -98,7 +101,14 @@ class Coordinator:
         ]
         if REGISTRY.on:
             chores.append((SURVEY_INTERVAL, engine.survey))
-        self._chores = tuple(_Chore(interval, work, monotonic) for interval, work in chores)
+        timers = _Chore(
+            TIMER_INTERVAL,
+            lambda: engine.tick(TIMERS_MAX) == TIMERS_MAX,
+            monotonic,
+            patience=BACKLOG_MAX,
+        )
+        others = [_Chore(interval, work, monotonic) for interval, work in chores]
+        self._chores = (timers, *others)
 
     def run(self) -> None:
         """Work until `stop`; an error other than a broker or store that is away ends it."""
@@ -115,9 +125,10 @@ class Coordinator:
             deliveries = self._receive()
             if deliveries:
                 self._handle(deliveries)
+            backlog = len(deliveries) >= self._batch_messages_max
             for chore in self._chores:
                 if (
-                    chore.due()
+                    chore.due(backlog=backlog)
                     and not self._stopping.is_set()
                     and not self._store.attempt(chore.run)
                 ):
@@ -162,15 +173,25 @@ _Work = Callable[[], bool | timedelta | None]
 
 
 class _Chore:
-    """Something to do now and then; at once again when there was more than it took."""
+    """Something to do now and then; at once again when there was more than it took.
+
+    Args:
+        interval: How often.
+        work: What to do.
+        monotonic: Seconds since an arbitrary moment.
+        patience: How much longer it may wait while there is a backlog of messages.
+    """
 
     def __init__(
         self,
         interval: timedelta,
         work: "_Work",
         monotonic: Callable[[], float],
+        *,
+        patience: timedelta = timedelta(0),
     ) -> None:
         self._interval_s = interval.total_seconds()
+        self._patience_s = patience.total_seconds()
         self._work = work
         self._monotonic = monotonic
         self._next = monotonic()
@@ -178,8 +199,8 @@ class _Chore:
     def remaining(self) -> float:
         return max(0.0, self._next - self._monotonic())
 
-    def due(self) -> bool:
-        return self._monotonic() >= self._next
+    def due(self, *, backlog: bool) -> bool:
+        return self._monotonic() >= self._next + (self._patience_s if backlog else 0)
 
     def run(self) -> None:
         self._next = self._monotonic() + self._interval_s

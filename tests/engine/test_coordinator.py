@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.coordinator import BUSY_FROM, Coordinator
+from orchestrator.coordinator import BACKLOG_MAX, BUSY_FROM, Coordinator
 from orchestrator.ports import Delivery
 from shared.errors import UnavailableError
 from shared.messages import CancelRequest
@@ -92,3 +92,37 @@ def test_after_a_failure_of_the_store_replies_come_before_timers() -> None:
     Coordinator(engine, stopping=Stopping(batches, happened)).run()
     told = [one for one in happened if not one.startswith("rest")]
     assert told[:2] == ["tick", "handle"]
+
+
+def test_timers_wait_for_a_backlog_of_replies_but_not_for_ever() -> None:
+    """What is answered in the queue has not timed out; full batches without end hold up nothing."""
+    delivery = Delivery(message=CancelRequest(saga_id="s"), task="saga.cancel", body="")
+    batches = [[delivery]] + [[delivery] * 2] * 9
+    happened: list[str] = []
+    now = 0.0
+
+    def handle(_: Sequence[Delivery]) -> None:
+        nonlocal now
+        now += BACKLOG_MAX.total_seconds() / 5
+        happened.append("handle")
+
+    engine: Any = SimpleNamespace(
+        transport=SimpleNamespace(receive=lambda *_: batches.pop(), acknowledge=lambda _: None),
+        handle=handle,
+        settle=lambda: None,
+        close=lambda: None,
+        tick=lambda _: happened.append("tick"),
+        republish=lambda *_: 0,
+        retrace=lambda _: 0,
+        admit=lambda: None,
+        audit=lambda _: False,
+    )
+    batches.insert(0, [])  # the stopping event sees the end only after the last chores
+    Coordinator(
+        engine,
+        batch_messages_max=2,
+        rest=timedelta(0),
+        stopping=Stopping(batches, happened),
+        monotonic=lambda: now,
+    ).run()
+    assert happened == [*["handle"] * 5, "tick", *["handle"] * 4, "handle", "tick"]
