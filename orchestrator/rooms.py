@@ -170,11 +170,10 @@ class Rooms:
     def floor(self, definitions: Iterable[Definition], now: datetime) -> Floor | None:
         """The room for sagas on these definitions; None where none of them has a limit."""
         self._refresh(now)
-        limited = {
-            (one.name, one.version): limits
-            for one in definitions
-            if (limits := self.limits_of(one))
-        }
+        limited: dict[tuple[str, int], Mapping[str, Limit]] = {}
+        for one in definitions:
+            if limits := self.limits_of(one):
+                limited[one.name, one.version] = limits
         if not limited:
             return None
         gates = {(name, step) for (name, _), limits in limited.items() for step in limits}

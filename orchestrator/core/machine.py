@@ -133,7 +133,7 @@ def decide(
         commands += commands_of(plan, state, event, now)
     if isinstance(message, Heartbeat) and state is not None:
         after = alive(plan, state, message, now)
-        awaiting = _awaiting(plan, after, limits.room, now)
+        awaiting = _awaiting(plan, after, limits.room, now) if limits.room else _NOTHING
         return Decision(
             state=after,
             beat=after is not state,
@@ -149,11 +149,12 @@ def decide(
                 wanted = HistoryFull(events_max=limits.events_max)
             elif crowded := _crowded(plan, state, limits):
                 break
-        room = less(plan, state, room, wanted)
+        if room:
+            room = less(plan, state, room, wanted)
         state = evolve(state, wanted)
         events.append(wanted)
         commands += commands_of(plan, state, wanted, now)
-    awaiting = _NOTHING if crowded else _awaiting(plan, state, room, now)
+    awaiting = _awaiting(plan, state, room, now) if room and not crowded else _NOTHING
     commands += publications(definition, state, events, now)
     known = state
     state, again = sub_sagas.ask(plan, state, now)
@@ -179,7 +180,7 @@ def _crowded(plan: Definition, state: SagaState, limits: Limits) -> bool:
 def _next(definition: Definition, state: SagaState, now: datetime, room: Room) -> Event | None:
     """The one event that the state asks for; None when there is nothing to do but wait."""
     for wanted in _wanted(definition, state, now):
-        closed = lacking(definition, state, room, wanted)
+        closed = lacking(definition, state, room, wanted) if room else None
         if closed is None:
             return wanted
         if closed not in state.awaited and isinstance(wanted, StepDispatched):
@@ -191,8 +192,6 @@ def _awaiting(
     definition: Definition, state: SagaState, room: Room, now: datetime
 ) -> Mapping[str, str]:
     """What waits for room, and in what, once all else has been done."""
-    if not room:
-        return _NOTHING
     return {
         wanted.step: closed
         for wanted in _wanted(definition, state, now)

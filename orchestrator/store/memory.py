@@ -393,6 +393,8 @@ class MemoryStore(Store):
 
     def _refused(self, changes: Sequence[Change], gates: Mapping[Gate, Limit]) -> set[str]:
         """Ids of sagas whose changes begin more than there is room for."""
+        if not gates:
+            return set()
         fresh = [
             change
             for change in changes

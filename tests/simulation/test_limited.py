@@ -1,0 +1,125 @@
+"""Limits that sagas share, with crashes between any two calls: never exceeded, and nobody is forgotten."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from random import Random
+from typing import Final
+
+import msgspec
+from typing_extensions import override
+
+from orchestrator.core.definition import Limit, Saga, Step, SubSaga
+from orchestrator.core.limits import Limit as AnyLimit
+from orchestrator.core.plan import plan_of
+from orchestrator.core.room import taken
+from orchestrator.ports import (
+    NO_GATES,
+    NOTHING_TRACED,
+    Change,
+    Crowd,
+    DeadLetter,
+    Gate,
+)
+from orchestrator.store.memory import MemoryStore
+from tests.simulation.actors import Plants
+from tests.simulation.definitions import KINDS, random_saga
+from tests.simulation.plan import Plan, Start
+from tests.simulation.run import Run, silence
+from tests.simulation.world import SimulatedStore
+
+SEEDS: Final = 12
+waited: Counter[Gate] = Counter()
+
+
+def limited(number: int) -> Saga:
+    """A random definition that lets some sagas, and one attempt of each task, be in flight.
+
+    Not fewer: those that get stuck keep their place, and nobody resolves them here.
+    """
+    saga = random_saga(number)
+
+    def with_limit(step: Step) -> Step:
+        called = isinstance(step.action, str | SubSaga)
+        return msgspec.structs.replace(step, limit=Limit(in_flight=1) if called else None)
+
+    steps = tuple(map(with_limit, saga.steps))
+    return msgspec.structs.replace(
+        saga, name=f"limited-{number}", steps=steps, limit=Limit(in_flight=5)
+    )
+
+
+def a_plan(seed: int) -> Plan:
+    """A dozen sagas of two names within two seconds."""
+    random = Random(f"{seed}:limited")
+    sagas = [limited(random.randrange(KINDS)) for _ in range(2)]
+    starts = [
+        Start(number, random.uniform(0, 2), random.choice(sagas), by, None, sampled=False)
+        for number, by in enumerate(random.choices(("client-1", "client-2", "message"), k=12))
+    ]
+    return Plan(tuple(sorted(starts, key=lambda one: one.at)), (), 12.0)
+
+
+class WatchedStore(SimulatedStore):
+    """A store that looks after each commit whether a limit is exceeded."""
+
+    @override
+    def crowds(self, gates: Collection[Gate], waiting_max: int) -> dict[Gate, Crowd]:
+        self._reads("crowds")
+        return super().crowds(gates, waiting_max)
+
+    @override
+    def commit(
+        self,
+        changes: Sequence[Change],
+        *,
+        published: Collection[str] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        traced: Mapping[str, datetime] = NOTHING_TRACED,
+        together: bool = False,
+        gates: Mapping[Gate, AnyLimit] = NO_GATES,
+    ) -> frozenset[str]:
+        try:
+            return super().commit(
+                changes,
+                published=published,
+                dead_letters=dead_letters,
+                traced=traced,
+                together=together,
+                gates=gates,
+            )
+        finally:
+            self._look(gates)
+
+    def _look(self, gates: Mapping[Gate, AnyLimit]) -> None:
+        rows = MemoryStore.load(self, [*self._sagas])
+        held: Counter[Gate] = Counter()
+        for row in rows.values():
+            definition = self.definition(row.state.name, row.state.version)
+            assert definition is not None
+            slots = taken(plan_of(definition, row.state), row.state, definition.limits)
+            held.update((definition.name, slot.step) for slot in slots)
+        crowds = MemoryStore.crowds(self, gates, 1)
+        for gate, limit in gates.items():
+            waited[gate] += len(crowds[gate].waiting)
+            if crowds[gate].in_flight != held[gate] or held[gate] > (limit.in_flight or 0):
+                self._world.problems.append(f"{held[gate]} at {gate}, stored {crowds[gate]}")
+
+    @override
+    def _look_when_due(self) -> float:
+        # Whoever waits for room has no timer: the orchestrators look again and again.
+        waits = any(slot.waiting for held in self._slots.values() for slot in held.slots)
+        return 0.0 if waits else super()._look_when_due()
+
+
+def test_limits_hold_and_all_sagas_end_whatever_crashes() -> None:
+    """Also where the process dies that was about to let the next one in."""
+    for seed in range(SEEDS):
+        run = Run(seed, plan=a_plan(seed), plants=Plants(store=WatchedStore))
+        with silence():
+            finding = run.go()
+        assert not finding.problems, (seed, finding.problems[:3])
+        left = [one for one in run.world.store._slots.values() if one.slots]
+        stuck = sum(finding.statuses[status] for status in finding.statuses if not status.final)
+        assert len(left) <= stuck, (seed, left)
+    assert waited.total() > 100
