@@ -273,7 +273,13 @@ class Duty(EngineProcess):
         self.spawn(self.name, self._run)
 
     def _run(self) -> None:
-        engine = self.make_engine()
+        try:
+            self._look_after(self.make_engine())
+        except UnavailableError:
+            # A saga that is paused still will bring them back.
+            self.world.note("gives up")
+
+    def _look_after(self, engine: SimulatedEngine) -> None:
         stuck = 0
         for saga_id, (row, _) in self.world.store.everything().items():
             if row.state.paused and not row.state.status.final:

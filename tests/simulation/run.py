@@ -215,8 +215,9 @@ class Run:
             and all(store.only_asks(rows[one].state) for one in store.moving)
             and store.look_when_due(but=held) == float("inf")
         )
-        if waits and self.world.chaos.calm and self._paused():
-            self._duty.start()
+        if waits and self._paused():
+            if self.world.chaos.calm:
+                self._duty.start()
             return False
         return waits
 

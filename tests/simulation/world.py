@@ -319,7 +319,7 @@ class SimulatedStore(MemoryStore):
                 world.note(f"conflict on {change.row.saga_id}")
                 continue
             self.sent.update(command.id for command in change.commands)
-            if not change.events:
+            if not (change.events or change.commands):
                 self.beaten.append(change.row.saga_id)
             if change.row.state.status in _MOVING:
                 self.moving.add(change.row.saga_id)
