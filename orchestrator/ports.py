@@ -12,7 +12,13 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Recorded
+from orchestrator.core.events import (
+    Recorded,
+    SagaForked,
+    SagaStarted,
+    UndoRefused,
+    UndoRequested,
+)
 from orchestrator.core.limits import Limit
 from orchestrator.core.room import Slot
 from orchestrator.core.state import SagaState, Status
@@ -123,6 +129,22 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     def kind(self) -> str:
         """``limit`` or ``pause``."""
         return "pause" if self.limit is None else "limit"
+
+
+def kept_for(change: Change) -> str | None:
+    """Id of the saga that may still want this one undone, so that it is kept; None without news.
+
+    That is its parent, or the fork that took its effects over.
+    """
+    for recorded in reversed(change.events):
+        match recorded.event:
+            case SagaForked(to=heir):
+                return heir
+            case SagaStarted() | UndoRequested() | UndoRefused():
+                return change.row.state.parent.saga_id if change.row.state.parent else None
+            case _:
+                pass
+    return None
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,12 +313,16 @@ class Store(Protocol):
     ) -> list[str]:
         """Ids of final sagas whose last change was before `before`, the longest ago first.
 
-        A saga whose spans still wait for their export is left out. An empty `statuses` means all
-        final ones.
+        A saga whose spans still wait for their export is left out, and so is one that is kept for
+        another one that may still want it undone (`kept_for`): until that has ended, was last
+        changed before `before`, and is itself kept for none that exists. An empty `statuses` means
+        all final ones.
         """
 
     def delete(self, saga_ids: Collection[str]) -> frozenset[str]:
-        """Delete sagas with their histories, all in one transaction, unless they are active.
+        """Delete sagas with their histories, all in one transaction.
+
+        Not those that are active, or kept for one that is.
 
         Returns:
             Ids of those that were deleted: final ones that existed.

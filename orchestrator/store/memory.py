@@ -27,6 +27,7 @@ from orchestrator.ports import (
     SagaSummary,
     Store,
     Survey,
+    kept_for,
     summary_of,
 )
 from orchestrator.store import admission, rows
@@ -96,6 +97,7 @@ class MemoryStore(Store):
         self._after_commit = after_commit
         self._sagas: dict[str, _Saga] = {}
         self._keys: dict[tuple[str, str | None], str] = {}
+        self._kept: dict[str, str] = {}
         self._outbox: dict[str, _Unpublished] = {}
         self._slots: dict[str, _Held] = {}
         self._gates: dict[Gate, datetime | None] = {}
@@ -251,6 +253,7 @@ class MemoryStore(Store):
                 if row.state.status.final
                 and row.updated_at < before
                 and row.trace_due_at is None
+                and not self._is_kept(row.saga_id, before)
                 and (name is None or row.state.name == name)
                 and (not statuses or row.state.status in statuses)
             ]
@@ -262,8 +265,11 @@ class MemoryStore(Store):
             gone = {
                 id_: self._sagas.pop(id_)
                 for id_ in set(saga_ids)
-                if id_ in self._sagas and self._sagas[id_].row.state.status.final
+                if id_ in self._sagas
+                and self._sagas[id_].row.state.status.final
+                and not self._is_kept(id_)
             }
+            self._kept = {id_: above for id_, above in self._kept.items() if id_ not in gone}
             for saga in gone.values():
                 self._keys.pop((saga.row.state.name, saga.row.state.key), None)
             self._outbox = {
@@ -422,6 +428,15 @@ class MemoryStore(Store):
         kept = {change.row.saga_id for change in let_in.changes}
         return {change.row.saga_id for change in fresh} - kept
 
+    def _is_kept(self, saga_id: str, before: datetime | None = None) -> bool:
+        """Whether the saga that it is kept for is active; with `before`, also until that is old."""
+        above = self._sagas.get(self._kept.get(saga_id, ""))
+        if above is None:
+            return False
+        row = above.row
+        young = before is not None and (row.updated_at >= before or row.saga_id in self._kept)
+        return young or not row.state.status.final
+
     def _fits(self, change: Change) -> bool:
         """Whether nobody else has changed the saga, or taken its business key."""
         row, state = change.row, change.row.state
@@ -441,6 +456,8 @@ class MemoryStore(Store):
         if before:
             after.history = [*before.history, *after.history]
         self._sagas[row.saga_id] = after
+        if above := kept_for(change):
+            self._kept[row.saga_id] = above
         if change.slots is not None:
             rank = (int(not state.backward), row.started_at, row.saga_id)
             self._slots[row.saga_id] = _Held(state.name, change.slots, rank, row.sequence)

@@ -9,7 +9,7 @@ from orchestrator.store.database import Database, wrong_schema
 from orchestrator.store.tables import METADATA
 from shared.errors import ConfigurationError
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """Revision that this version of the product needs; a test holds it to the newest migration."""
 
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")

@@ -29,11 +29,13 @@ from orchestrator.ports import (
     SagaSummary,
     Store,
     Survey,
+    kept_for,
 )
 from orchestrator.store import controls, rows, schema, slots
 from orchestrator.store import reseal as resealing
 from orchestrator.store.database import Database, Hot
 from orchestrator.store.definitions import check_same
+from orchestrator.store.keeping import ABOVE, IS_KEPT, is_kept
 from orchestrator.store.statements import PostgresqlStatements, SqliteStatements
 from orchestrator.store.survey import survey
 from orchestrator.store.tables import (
@@ -42,6 +44,7 @@ from orchestrator.store.tables import (
     SAGA_DEAD_LETTER,
     SAGA_DEFINITION,
     SAGA_EVENT,
+    SAGA_KEPT,
     SAGA_OUTBOX,
 )
 from shared.messages import Command
@@ -298,6 +301,9 @@ class SqlStore(Store):
         won = [one for one in changes if one.expected_sequence or one.row.saga_id in inserted]
         if won or published:
             self._hot.write(connection, won, published)
+        kept = {one.row.saga_id: above for one in won if (above := kept_for(one))}
+        if kept:
+            self._hot.keep(connection, kept)
         return won
 
     # Retention -------------------------------------------------------------------------------
@@ -314,6 +320,7 @@ class SqlStore(Store):
         query = (
             sa.select(SAGA.c.id)
             .where(IS_FINAL, SAGA.c.updated_at < before, SAGA.c.trace_due_at.is_(None))
+            .where(~is_kept(ABOVE.c.updated_at >= before, IS_KEPT))
             .order_by(SAGA.c.updated_at)
             .limit(limit)
         )
@@ -330,10 +337,10 @@ class SqlStore(Store):
         ids = rows.storable_ids(saga_ids)
         if not ids:
             return frozenset()
-        final = sa.delete(SAGA).where(SAGA.c.id.in_(ids), IS_FINAL).returning(SAGA.c.id)
+        final = sa.delete(SAGA).where(SAGA.c.id.in_(ids), IS_FINAL, ~is_kept())
         with self.database.writing() as connection:
-            gone = list(connection.execute(final).scalars())
-            for table in (SAGA_EVENT, SAGA_OUTBOX):
+            gone = list(connection.execute(final.returning(SAGA.c.id)).scalars())
+            for table in (SAGA_EVENT, SAGA_OUTBOX, SAGA_KEPT):
                 connection.execute(sa.delete(table).where(table.c.saga_id.in_(gone)))
         return frozenset(gone)
 

@@ -51,6 +51,11 @@ class Statements:
         self._clear_traces = (
             f"UPDATE saga SET trace_due_at = NULL WHERE id = {saga_id} AND trace_due_at = {due}"  # noqa: S608 - constants
         )
+        saga_id, above = map(self.parameter.format, ("saga_id", "kept_for"))
+        self._keep = (
+            f"INSERT INTO saga_kept (saga_id, kept_for) VALUES ({saga_id}, {above}) "  # noqa: S608 - constants
+            "ON CONFLICT (saga_id) DO UPDATE SET kept_for = excluded.kept_for"
+        )
         values = ", ".join(self.parameter.format(name) for name in _LETTER)
         self._put_aside = f"INSERT INTO saga_dead_letter ({', '.join(_LETTER)}) VALUES ({values})"  # noqa: S608 - constants
 
@@ -104,6 +109,11 @@ class Statements:
         """Note that spans of these sagas were exported, which were due then."""
         due = [{"saga_id": one, "due": rows.micros(at)} for one, at in traced.items()]
         connection.exec_driver_sql(self._clear_traces, due)
+
+    def keep(self, connection: Hot, kept: Mapping[str, str]) -> None:
+        """Note for whom sagas are kept after their end."""
+        pairs = [{"saga_id": one, "kept_for": above} for one, above in kept.items()]
+        connection.exec_driver_sql(self._keep, pairs)
 
     def put_aside(self, connection: Hot, letters: Iterable[DeadLetter]) -> None:
         """Keep dead letters."""

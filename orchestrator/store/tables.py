@@ -175,6 +175,14 @@ SAGA_CONTROL: Final = sa.Table(
     sa.CheckConstraint("in_flight >= 1", name="in_flight"),
 )
 
+SAGA_KEPT: Final = sa.Table(
+    # A table of its own: for nearly all sagas there is nothing to say, and they pay nothing.
+    "saga_kept",
+    METADATA,
+    sa.Column("saga_id", sa.Text, primary_key=True),
+    sa.Column("kept_for", sa.Text, nullable=False),
+)
+
 SAGA_DEFINITION: Final = sa.Table(
     "saga_definition",
     METADATA,

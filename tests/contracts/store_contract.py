@@ -62,7 +62,7 @@ from orchestrator.ports import Change, DeadLetter, SagaRow, Store, Survey
 from orchestrator.store.rows import IDENTITY_BYTES_MAX
 from shared.errors import DefinitionChanged, InputError
 from shared.ids import command_id
-from shared.messages import Command, Execution, Failure
+from shared.messages import Command, Execution, Failure, Parent
 from tests.core.builders import linear
 
 T0 = datetime(2026, 1, 1, 12, 0, 0, 123_457, tzinfo=UTC)
@@ -781,6 +781,47 @@ class StoreContract:
         assert (store.outbox_size(), store.find_by_key("test", "k")) == (0, None)
         assert store.delete([]) == frozenset()
         assert store.commit([change(row("next", key="k"))]) == frozenset()
+
+    def test_a_sub_saga_is_kept_until_its_parent_is_old(self, store: Store) -> None:
+        """Until then it may have to be undone; one whose parent is gone is kept for nobody."""
+        done, hour = Status.COMPLETED, timedelta(hours=1)
+
+        def below(saga_id: str, parent: str) -> SagaRow:
+            made = Parent(saga_id=parent, step="a", attempt=1)
+            return row(saga_id, parent=made, status=done, updated_at=T0 - 9 * hour)
+
+        put(store, row("top"), below("mid", "top"), below("low", "mid"), below("lost", "gone"))
+        assert store.ended(T0, 10) == ["lost"]
+        assert store.delete(["mid", "lost"]) == {"lost"}
+        store.commit([change(row("top", 2, status=done, updated_at=T0))])
+        assert store.ended(T0, 10) == []
+        late = T0 + hour
+        assert store.ended(late, 10) == ["mid", "top"]
+        assert store.delete(["mid", "top"]) == {"mid", "top"}
+        assert store.ended(late, 10, name="test") == ["low"]
+        assert store.delete(["low"]) == {"low"}
+
+    def test_what_a_fork_took_over_is_kept_for_the_fork(self, store: Store) -> None:
+        """It may undo sub-sagas of the saga that it was forked from."""
+        done, at = Status.COMPLETED, T0 - timedelta(hours=9)
+        parent = Parent(saga_id="old", step="a", attempt=1)
+        put(store, row("old", status=done, updated_at=at))
+        put(store, row("low", status=done, updated_at=at, parent=parent))
+        assert set(store.ended(T0, 10)) == {"old", "low"}
+        forked = change(
+            row("old", 2, status=done, updated_at=at), [SagaForked(to="new", step="b")]
+        )
+        assert store.commit([forked, change(row("new"))], together=True) == frozenset()
+        assert store.ended(T0, 10) == []
+        assert store.delete(["old"]) == frozenset()
+        ours = Parent(saga_id="new", step="a", attempt=1)
+        asked = change(
+            row("low", 2, status=done, updated_at=at, parent=ours),
+            [UndoRequested(attempt=1, parent=ours)],
+        )
+        store.commit([asked])
+        store.commit([change(row("new", 2, status=done, updated_at=at))])
+        assert set(store.ended(T0, 10)) == {"old", "low", "new"}
 
     def test_dead_letters_are_newest_first(self, store: Store) -> None:
         """Numbered in the order of arrival, also within one call."""

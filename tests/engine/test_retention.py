@@ -9,6 +9,8 @@ from orchestrator.core.state import FINAL, Status, fold
 from orchestrator.retention import Archived, archive_to, purge
 from orchestrator.store.memory import MemoryStore
 from tests.cli.stories import Story
+from tests.engine.trips import Story as Trip
+from workers.sdk import Later
 
 WEEK = timedelta(days=7)
 
@@ -101,3 +103,20 @@ def test_batches_end_with_the_last_saga() -> None:
     assert list(purge(store, story.now + WEEK, name="other")) == []
     assert list(purge(store, story.now + WEEK, batch_sagas_max=3)) == [3, 1]
     assert set(store.load(ids)) == {ids[0]}
+
+
+def test_a_sub_saga_is_not_deleted_while_its_parent_may_undo_it() -> None:
+    """However long ago it has ended; with its parent it goes."""
+    story = Trip(mail_send=lambda **_: Later())
+    above, below = story.start()
+    store = story.shop.store
+    all_traced(store, [below])
+    assert story.statuses(above, below) == ["running", "completed"]
+    assert list(purge(store, story.shop.now + WEEK)) == []
+    story.shop.client.cancel(above, reason="rain", by="ada")
+    story.shop.wait(timedelta(minutes=10))
+    assert story.statuses(above, below) == ["compensated", "compensated"]
+    assert story.stands == set()
+    all_traced(store, [above, below])
+    assert list(purge(store, story.shop.now - WEEK)) == []
+    assert list(purge(store, story.shop.now + WEEK)) == [2]
