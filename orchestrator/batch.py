@@ -72,6 +72,9 @@ class Batch:
             for number, event in enumerate(decision.events, start=sequence + 1)
         )
         asking = bool(row and decision.commands and not decision.events)
+        if trace_due_at and row and row.trace_due_at == trace_due_at:
+            # An export is confirmed by this time: two of one moment must not be taken for one.
+            trace_due_at += datetime.resolution
         self.rows[saga_id] = SagaRow(
             sequence=events[-1].sequence if events else sequence,
             state=decision.state,

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 import msgspec
 import pytest
 
+from orchestrator.batch import Batch
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition, Saga, WaitFor
 from orchestrator.core.events import DeadlineExceeded, Recorded, SagaPaused, StepTimedOut
@@ -41,9 +42,12 @@ from shared.telemetry.spans import SpanRecord
 from shared.tokens import token_of
 from tests.core.builders import (
     FOR_GOOD,
+    SAGA_ID,
     T0,
+    Run,
     accepted,
     failed,
+    linear,
     rejected,
     saga,
     step,
@@ -731,3 +735,16 @@ def test_a_saga_starts_at_a_given_time(bench: Bench) -> None:
     bench.now = at
     bench.engine.tick(10)
     assert [command.step for command in bench.sent()] == ["a"]
+
+
+def test_two_exports_of_one_moment_are_told_apart() -> None:
+    """That the first one has arrived must not count as the arrival of the second."""
+    run = Run(linear("a"))
+    due_at = T0 + TRACE_RETRY
+    first = Batch(T0, {})
+    first.add(None, run.last, due_at)
+    row = first.rows[SAGA_ID]
+    second = Batch(T0, {SAGA_ID: row})
+    second.add(row, run.tell(succeeded("a")), due_at)
+    assert row.trace_due_at == due_at
+    assert second.rows[SAGA_ID].trace_due_at not in {due_at, None}
