@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from orchestrator.core.definition import Definition, NothingToUndo
 from orchestrator.core.eventing import published_by
 from orchestrator.core.events import (
+    CompensationRequested,
     CompensationStarted,
     Recorded,
     SagaCompensated,
@@ -121,7 +122,8 @@ def _stuck_problems(status: Status, history: Sequence[Recorded]) -> Iterator[str
     events = [one.event for one in history]
     for event in events if status is Status.STUCK else ():
         if isinstance(event, SagaStuck) and not any(
-            isinstance(other, StepRejected | StepFailed | StepTimedOut)
+            # Or an operator vouched that a pivot had not happened, and it had.
+            isinstance(other, StepRejected | StepFailed | StepTimedOut | CompensationRequested)
             and other.step == event.step
             and getattr(other, "retry_at", None) is None
             for other in events
