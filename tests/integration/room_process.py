@@ -1,7 +1,7 @@
 """One of several orchestrators on one database, with participants that count how many they are.
 
-``python -m tests.integration.room_process URL PREFIX SAGAS`` starts sagas, carries out every command
-that it sends, and ends when every saga in the store has ended.
+``python -m tests.integration.room_process URL PREFIX SAGAS`` starts sagas, waits for those of one other
+process, carries out every command that it sends, and ends when every saga in the store has ended.
 """
 
 import sys
@@ -83,6 +83,9 @@ def run(url: str, prefix: str, sagas: int) -> None:
     workers = Workers(url, prefix)
     for number in range(sagas):
         engine.start([StartRequest(name="limited", input={}, saga_id=f"{prefix}-{number:03}")])
+    # Nobody begins before the others have, too: who does would do everything alone.
+    while len(engine.store.list_sagas(limit=2 * sagas)) < 2 * sagas:
+        pause(0.01)
     charging: list[Command] = []
     while engine.store.list_sagas(statuses=ACTIVE, limit=1):
         for command in charging:

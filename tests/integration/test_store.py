@@ -80,8 +80,10 @@ def fill(store: SqlStore) -> None:
         {"saga_id": one["id"], "sequence": 1, "at": T0, "type": "saga_completed", "data": "{}"}
         for one in finished
     ]
+    kept = [{"saga_id": f"child-{n}", "kept_for": f"parent-{n}"} for n in range(FINISHED)]
     with store.database.writing() as connection:
         connection.execute(sa.insert(tables.SAGA), finished)
+        connection.execute(sa.insert(tables.SAGA_KEPT), kept)
         connection.execute(sa.insert(tables.SAGA_OUTBOX), fresh)
         connection.execute(sa.insert(tables.SAGA_EVENT), happened)
     waiting = [
