@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep
@@ -28,6 +28,7 @@ from tests.chaos.system import ORCHESTRATOR, POINTS, System
 from tests.chaos.traces import Told, await_roots, trace_problems
 from tests.servers.otlp import OtlpReceiver
 from tests.servers.postgres import find_postgres
+from tests.servers.rotel import Rotel
 from workers.examples.service import SERVICES
 
 TICK_S: Final = 0.05
@@ -160,6 +161,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--store", choices=["auto", "sqlite", "postgres"], default="auto")
     parser.add_argument("--traces", choices=["http", "grpc"], default="http", help="OTLP over it")
+    parser.add_argument("--rotel", action="store_true", help="through a collector of others")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
     given = parser.parse_args()
     seed = Random().randrange(1_000_000) if given.seed is None else given.seed
@@ -170,8 +172,12 @@ def main() -> int:
         f"seed {seed}, {'PostgreSQL' if postgres else 'SQLite'}, logs in {home}/logs", flush=True
     )
     logs.configure("chaos", log_dir=home / "logs")
-    with OtlpReceiver(given.traces) as receiver:
-        os.environ |= {**receiver.environment, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    with OtlpReceiver(given.traces) as receiver, ExitStack() as collectors:
+        environment = receiver.environment
+        if given.rotel:
+            collector = collectors.enter_context(Rotel(home, receiver))
+            environment = collector.environment(given.traces)
+        os.environ |= {**environment, "OTEL_BSP_SCHEDULE_DELAY": "200"}
         setup.start("chaos", tracing_config("chaos", home=home))
         # Side by side, where two of them can be.
         with (
@@ -193,7 +199,8 @@ def main() -> int:
     print(f"sagas run        {len(chaos.started)} in {seconds:.0f} s: {_listed(ends)}")
     print(f"faults injected  {chaos.injected.total()}: {_listed(chaos.injected)}")
     print(f"faults fired     {chaos.fired.total()}: {_listed(chaos.fired)}")
-    print(f"spans received   {spans} over {given.traces}, of {len(told)} traces")
+    way = f"{given.traces} and rotel" if given.rotel else given.traces
+    print(f"spans received   {spans} over {way}, of {len(told)} traces")
     print(f"store away       {chaos.unavailable} calls; dead letters {letters}; outbox {outbox}")
     print(f"violations       {len(found)}", *found, sep="\n  ")
     if not ended:

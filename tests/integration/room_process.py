@@ -1,7 +1,8 @@
 """One of several orchestrators on one database, with participants that count how many they are.
 
-``python -m tests.integration.room_process URL PREFIX SAGAS`` starts sagas, waits for those of one other
-process, carries out every command that it sends, and ends when every saga in the store has ended.
+``python -m tests.integration.room_process URL NAME SAGAS [AFTER]`` starts sagas, waits for those of one
+other process, and until that has begun some work if it is named, carries out every command that it
+sends, and ends when every saga in the store has ended.
 """
 
 import sys
@@ -63,6 +64,12 @@ class Workers:
             row = {"process": self._process, "command": command.id}
             connection.execute(sa.insert(WORKING).values(**row, at_once=at_once, over=False))
 
+    def has_begun(self, process: str) -> bool:
+        """Whether a process has carried out anything yet."""
+        with self._engine.begin() as connection:
+            query = sa.select(WORKING.c.command).where(WORKING.c.process == process).limit(1)
+            return connection.execute(query).first() is not None
+
     def end(self, command: Command) -> None:
         """It has ended."""
         with self._engine.begin() as connection:
@@ -70,7 +77,7 @@ class Workers:
             connection.execute(ended.values(over=True))
 
 
-def run(url: str, prefix: str, sagas: int) -> None:
+def run(url: str, name: str, sagas: int, after: str = "") -> None:
     """Start sagas, and work until all of them have ended, those of others too."""
     broker = MemoryBroker()
     engine = Engine(
@@ -80,12 +87,14 @@ def run(url: str, prefix: str, sagas: int) -> None:
         tracing=SagaTracing(system="memory", clock=utc_now),
         clock=utc_now,
     )
-    workers = Workers(url, prefix)
+    workers = Workers(url, name)
     for number in range(sagas):
-        engine.start([StartRequest(name="limited", input={}, saga_id=f"{prefix}-{number:03}")])
-    # Nobody begins before the others have, too: who does would do everything alone.
+        engine.start([StartRequest(name="limited", input={}, saga_id=f"{name}-{number:03}")])
+    # Who comes first could do everything alone.
     while len(engine.store.list_sagas(limit=2 * sagas)) < 2 * sagas:
         pause(0.01)
+    while after and not workers.has_begun(after):
+        pause(0.001)
     charging: list[Command] = []
     while engine.store.list_sagas(statuses=ACTIVE, limit=1):
         for command in charging:
@@ -122,4 +131,4 @@ def _answer(engine: Engine, broker: MemoryBroker, command: Command) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    run(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
