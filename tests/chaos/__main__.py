@@ -26,7 +26,7 @@ from tests.chaos.evidence import violations
 from tests.chaos.orders import Order, orders
 from tests.chaos.system import ORCHESTRATOR, POINTS, System
 from tests.chaos.traces import Told, await_roots, trace_problems
-from tests.servers.otlp import OtlpReceiver
+from tests.servers.otlp import OtlpReceiver, Protocol
 from tests.servers.postgres import find_postgres
 from tests.servers.rotel import Rotel
 from workers.examples.service import SERVICES
@@ -172,7 +172,8 @@ def main() -> int:
         f"seed {seed}, {'PostgreSQL' if postgres else 'SQLite'}, logs in {home}/logs", flush=True
     )
     logs.configure("chaos", log_dir=home / "logs")
-    with OtlpReceiver(given.traces) as receiver, ExitStack() as collectors:
+    behind: Protocol = "grpc" if given.rotel else given.traces  # what rotel passes on
+    with OtlpReceiver(behind) as receiver, ExitStack() as collectors:
         environment = receiver.environment
         if given.rotel:
             collector = collectors.enter_context(Rotel(home, receiver))
