@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
-from celery import Celery
+from celery import Celery, signals
 from typing_extensions import override
 
 from shared.broker_transport import transport_for
@@ -22,6 +22,9 @@ from shared.telemetry.names import messaging_system
 
 RESTORE_LOOK_EVERY: Final = timedelta(seconds=5)
 """How often a Redis worker looks for messages whose worker died."""
+
+READ_WITHIN: Final = timedelta(seconds=3)
+"""How long a child of a pool that ends waits until its results are read."""
 
 FILESYSTEM_FOLDER: Final = "broker"
 
@@ -53,6 +56,7 @@ def make_app(
     app = _SagaApp(name, settings=read, default_queue=default_queue)
     install_telemetry(app, service, settings=read)
     keep_unknown(app)
+    signals.worker_process_init.connect(_end_soon, weak=False)
     return app
 
 
@@ -118,6 +122,20 @@ def transport_options(broker_url: str, settings: Settings) -> dict[str, Any]:
             }
         case _:
             return {}
+
+
+def _end_soon(**_: Any) -> None:
+    """Let a child end when nobody reads its last results.
+
+    A worker that stops reads no result of a task that was handed over but not begun, and its child
+    waits 30 s for that: as long as a supervisor waits before it kills. The message is not
+    acknowledged, so it comes again.
+    """
+    from billiard import pool  # a child has it already, a command line need not
+
+    pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = int(
+        READ_WITHIN.total_seconds() / pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
+    )
 
 
 class _SagaApp(Celery[Any]):

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from celery import Celery
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 SPAN_ID = "b7ad6b7169203331"
 POOLS = ["prefork", "threads", "gevent", "solo"]
 STOPPED_WITHIN_SECONDS = 30
+STOPPED_SOON_WITHIN_SECONDS = 15
 
 
 class Worker:
@@ -319,6 +321,19 @@ def test_an_attempt_that_is_retried_by_celery_is_an_error(
     worker.stop()
     (send,) = (span for span in otlp_http.spans() if span.name == "send inventory")
     assert first.span_id == send.parent_id
+
+
+def test_a_worker_stops_soon_though_its_child_holds_a_task(start_worker: StartWorker) -> None:
+    """Nobody reads the result of a task that a stopping worker handed over but saw no begin of."""
+    worker = start_worker("-P", "prefork", "-c", "1", "-Q", "inventory", "-l", "DEBUG").ready()
+    (child,) = psutil.Process(worker.process.pid).children()
+    child.suspend()
+    worker.send("inventory.reserve")
+    wait_until(lambda: worker.has_logged(" received"))
+    worker.process.send_signal(SIGTERM)
+    wait_until(lambda: worker.has_logged("Stopping Pool"))
+    child.resume()
+    worker.process.wait(STOPPED_SOON_WITHIN_SECONDS)
 
 
 def test_what_a_task_sends_belongs_to_its_trace(
