@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGINT, SIGKILL, Signals
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, Signals
 from typing import Any, Self
 
 import psutil
 
+from tests.servers.preloaded import COMMANDS, Ended
 from tests.waiting import wait_until
 
 READY_WITHIN_SECONDS = 60.0
@@ -40,7 +43,7 @@ def environment(**more: str) -> dict[str, str]:
 class Done:
     """A command that has ended."""
 
-    def __init__(self, done: "subprocess.CompletedProcess[str]") -> None:
+    def __init__(self, done: "subprocess.CompletedProcess[str] | Ended") -> None:
         self.code = done.returncode
         self.out = done.stdout
         self.err = done.stderr
@@ -66,11 +69,16 @@ class Folder:
     def saga(self, *arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> Done:
         """Run a `saga` command to its end."""
         return Done(
+            COMMANDS.run(arguments, cwd=self.path, env=environment(**(env or {})), stdin=stdin)
+        )
+
+    def saga_alone(self, *arguments: str, env: dict[str, str] | None = None) -> Done:
+        """The same in an interpreter of its own, as a shell would."""
+        return Done(
             subprocess.run(
                 [*SAGA, *arguments],
                 cwd=self.path,
                 env=environment(**(env or {})),
-                input=stdin,
                 capture_output=True,
                 text=True,
                 timeout=90,
@@ -208,6 +216,16 @@ class Dev(Folder):
         """One of its processes."""
         ready = [line for line in self.log(name) if str(line["event"]).endswith(" ready.")]
         return psutil.Process(int(ready[-1]["pid"]))
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Hold one of its processes still, however busy the machine is, and let it go again."""
+        process = self.process(name)
+        process.send_signal(SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(SIGCONT)
 
     def _ready_or_gone(self) -> bool:
         assert self._process is not None

@@ -6,7 +6,7 @@ import pty
 import subprocess
 from collections.abc import Iterator
 from functools import partial
-from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP
+from signal import SIGINT, SIGKILL
 from typing import Any
 
 import httpx2
@@ -72,26 +72,26 @@ def test_waiting_for_a_stuck_saga_exits_with_4(dev: Dev) -> None:
 
 def test_a_wait_that_ends_too_early_exits_with_5(dev: Dev) -> None:
     """The saga goes on; until then its trace shows what is still going on."""
-    done = dev.order("--wait", "--timeout", "0.3", delay_in="shipping.arrange", delay_seconds=5)
-    assert done.code == 5
-    assert done.json["outcome"] is None
-    assert done.json["status"] == "running"
-    saga_id = done.json["saga_id"]
-    assert f"saga show {saga_id}" in done.err
-    shown = dev.saga("trace", saga_id)
-    assert "still going on" in shown.out
+    with dev.held("shipping"):
+        done = dev.order("--wait", "--timeout", "0.3")
+        assert done.code == 5
+        assert done.json["outcome"] is None
+        assert done.json["status"] == "running"
+        saga_id = done.json["saga_id"]
+        assert f"saga show {saga_id}" in done.err
+        shown = dev.saga("trace", saga_id)
+        assert "still going on" in shown.out
     wait_until(lambda: dev.status(saga_id) == "completed", timeout=30)
 
 
 def test_ctrl_c_during_a_wait_leaves_the_saga_alone(dev: Dev) -> None:
     """It says that the saga goes on and how to look at it, and exits as shells expect."""
-    given = {"order_id": "o-1", "delay_in": "inventory.reserve", "delay_seconds": 6}
-    process = dev.spawn(
-        *("start", "place-order", "--input", json.dumps(given), "--key", "ctrl-c", "--wait")
-    )
-    found = wait_until(lambda: dev.saga("list", "--key", "ctrl-c", "--json").json, timeout=20)
-    process.send_signal(SIGINT)
-    out, err = process.communicate(timeout=20)
+    given = ("--input", '{"order_id": "o-1"}', "--key", "ctrl-c", "--wait")
+    with dev.held("inventory"):
+        process = dev.spawn("start", "place-order", *given)
+        found = wait_until(lambda: dev.saga("list", "--key", "ctrl-c", "--json").json, timeout=20)
+        process.send_signal(SIGINT)
+        out, err = process.communicate(timeout=20)
     saga_id = found[0]["saga_id"]
     assert process.returncode == 130
     assert "goes on" in err
@@ -160,16 +160,21 @@ def test_input_comes_from_standard_input_too(dev: Dev) -> None:
     assert dev.saga("show", done.json["saga_id"], "--json").json["input"]["order_id"] == "i"
 
 
+def exported(dev: Dev, known_as: str) -> list[dict[str, Any]]:
+    """The spans of a trace, or of the trace of a saga, once all of them have been exported."""
+
+    def whole() -> Any:
+        found = dev.saga("trace", known_as, "--json").json["spans"]
+        return None if any(span["projected"] for span in found) else found
+
+    spans: list[dict[str, Any]] = wait_until(whole, timeout=20, what="all spans to be exported")
+    return spans
+
+
 def test_one_trace_over_all_processes(dev: Dev) -> None:
     """The spans form one tree, and the trace id is in the logs of every process that took part."""
     started = dev.order("--wait", region="moon").json
-
-    def whole() -> Any:
-        found = dev.saga("trace", started["trace_id"], "--json").json
-        return None if any(span["projected"] for span in found["spans"]) else found
-
-    found = wait_until(whole, timeout=20, what="all spans to be exported")
-    spans = found["spans"]
+    spans = exported(dev, started["trace_id"])
     known = {span["span_id"] for span in spans}
     roots = [span["name"] for span in spans if span["parent_span_id"] not in known]
     assert roots == ["saga place-order"]
@@ -218,12 +223,9 @@ def test_a_trace_of_the_environment_is_continued(dev: Dev) -> None:
 def test_a_cancel_undoes_what_was_done(dev: Dev) -> None:
     """With the reason and the user in the history; a second time, after the end, it is refused."""
     # The step is in flight for as long as it takes to cancel, however busy the machine is.
-    dev.process("payment").send_signal(SIGSTOP)
-    try:
+    with dev.held("payment"):
         saga_id = dev.order().json["saga_id"]
         done = dev.saga("cancel", saga_id, "--reason", "changed my mind")
-    finally:
-        dev.process("payment").send_signal(SIGCONT)
     assert done.code == 0, done.err
     wait_until(lambda: dev.status(saga_id) == "compensated", timeout=30)
     shown = dev.saga("show", saga_id)
@@ -256,9 +258,10 @@ def test_a_program_starts_a_saga_over_http(dev: Dev) -> None:
 def test_what_ended_long_ago_is_purged_and_archived(dev: Dev) -> None:
     """It is in the archive and no longer in the store; what has not ended cannot be named."""
     saga_id = dev.order("--wait", sku="unicorn").json["saga_id"]
+    exported(dev, saga_id)  # until then it is kept
     archive = dev.path / "archive.jsonl"
     asked = ("purge", "--older-than", "0s", "--status", "compensated", "--archive", str(archive))
-    wait_until(lambda: dev.saga(*asked, "--dry-run", "--json").json["sagas"], timeout=20)
+    assert dev.saga(*asked, "--dry-run", "--json").json["sagas"]
     done = dev.saga(*asked, "--json").json
     assert (done["deleted"], done["archive"]) == (True, str(archive))
     lines = [json.loads(line) for line in archive.read_text().splitlines()]
@@ -362,14 +365,11 @@ def test_a_limit_that_an_operator_sets_makes_sagas_wait_for_room(dev: Dev) -> No
     assert dev.saga(*asked, "--in-flight", "1").code == 2  # it has no reason
     done = dev.saga(*asked, "--in-flight", "1", "--reason", "the bank is slow", "--json")
     assert done.json[0]["limit"] == {"in_flight": 1, "rate": ""}
-    dev.process("payment").send_signal(SIGSTOP)
-    try:
+    with dev.held("payment"):
         # The orchestrator knows of the limit within a second: some may begin before.
         saga_id = wait_until(lambda: held_up(dev), timeout=60)
         explained = " ".join(dev.saga("explain", saga_id, "--no-ask").out.split())
         shown = dev.saga("show", saga_id).out
-    finally:
-        dev.process("payment").send_signal(SIGCONT)
     assert "of 1 `charge-payment` in flight" in explained
     assert "waits for room" in shown
     wait_until(lambda: dev.status(saga_id) == "completed", timeout=30)

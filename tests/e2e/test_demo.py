@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 def test_the_demo_shows_it_all(folder: Folder) -> None:
     """A completed order, an undone one, one that survives a SIGKILL, and the logs of one trace."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    done = folder.saga("demo")
+    done = folder.saga_alone("demo")
     assert done.code == 0, done.out + done.err
     assert len(re.findall(r"v1  [0-9a-f-]{36}  completed in ", done.out)) >= 2
     assert re.search(r"v1  [0-9a-f-]{36}  compensated in ", done.out)
@@ -39,7 +39,7 @@ def test_the_demo_shows_it_all(folder: Folder) -> None:
 
 def test_the_demo_tells_programs_what_came_of_it(folder: Folder) -> None:
     """Ids on one line; the orders are those of this run alone."""
-    run = folder.saga("demo", "--json")
+    run = folder.saga_alone("demo", "--json")
     assert run.code == 0, run.err
     assert run.json["processes"] >= 3
     listed = folder.saga("list", "--json", env={"SAGA_HOME": str(folder.home / "demo")}).json

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from orchestrator.bootstrap import make_client
 from orchestrator.retention import Archived
 from shared import codec
 from shared.settings import Settings
+from tests.servers.preloaded import COMMANDS, Ended
 
 
 @pytest.fixture
@@ -34,17 +33,10 @@ def saga_id(home: Path) -> str:
     return saga_id
 
 
-def saga(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def saga(home: Path, *arguments: str) -> Ended:
     """Run the command."""
-    return subprocess.run(
-        [sys.executable, "-c", "from orchestrator.cli import main; main()", *arguments],
-        env={**os.environ, "SAGA_HOME": str(home), "SAGA_BROKER_URL": "memory://"},
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    env = {**os.environ, "SAGA_HOME": str(home), "SAGA_BROKER_URL": "memory://"}
+    return COMMANDS.run(arguments, cwd=home, env=env)
 
 
 def test_a_stored_saga_is_replayed_and_drawn(home: Path, saga_id: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import redis
 from shared.embedded import PrivateRedis, find_redis_server
 from tests.servers import leaks
 from tests.servers.postgres import PostgresServer
+from tests.servers.preloaded import COMMANDS
 from tests.servers.process import ServerMissingError, servers_required
 from tests.servers.rabbitmq import RabbitServer
 
@@ -47,9 +48,10 @@ def no_child_left(session_servers: list[Callable[[], set[int]]]) -> Iterator[Non
 
 
 @pytest.fixture(scope="session")
-def session_servers() -> list[Callable[[], set[int]]]:
+def session_servers(no_process_left_after_all: None) -> Iterator[list[Callable[[], set[int]]]]:
     """For each server that runs for the whole session, its process ids (they change)."""
-    return []
+    yield [COMMANDS.pids]
+    COMMANDS.close()
 
 
 @pytest.fixture(scope="session")
