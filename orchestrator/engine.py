@@ -94,12 +94,15 @@ class Operated(msgspec.Struct, frozen=True, kw_only=True):
         events: What it led to; empty when it changed nothing, such as a second pause.
         commands: What was sent, or would be.
         dry_run: Nothing was stored, and nothing was sent.
+        published: False when the broker could not be reached: an orchestrator sends the commands
+            as soon as it can.
     """
 
     row: SagaRow
     events: tuple[Event, ...]
     commands: tuple[Command, ...]
     dry_run: bool
+    published: bool = True
 
 
 class Engine:
@@ -267,10 +270,16 @@ class Engine:
         dry_run: bool = False,
     ) -> Operated:
         asked = [] if dry_run else [Asked(saga_id=saga_id, message=message)]
-        change = self._loop.advance(asked)[0].get(saga_id)
+        changed, published = self._loop.advance(asked)
+        change = changed.get(saga_id)
         if change is not None:
-            events = tuple(recorded.event for recorded in change.events)
-            return Operated(row=change.row, events=events, commands=change.commands, dry_run=False)
+            return Operated(
+                row=change.row,
+                events=tuple(recorded.event for recorded in change.events),
+                commands=change.commands,
+                dry_run=False,
+                published=published,
+            )
         # Asked after the decision and not before: the pivot may overtake a cancel.
         row = self.store.load([saga_id]).get(saga_id)
         if row is None:

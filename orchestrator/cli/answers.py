@@ -113,6 +113,8 @@ def _tell(told: "Operated", words: str, *, as_json: bool) -> None:
     from orchestrator.core.events import tag_of
 
     state = told.row.state
+    if not told.published:
+        output.note_unpublished("What was decided")
     if as_json:
         output.show_json(
             {

@@ -248,6 +248,8 @@ def _act(
         else:
             results = [_attempted(client, saga_id, do) for saga_id in chosen]
     refused = sum(bool(result["refused"]) for result in results)
+    if not all(result.get("published", True) for result in results):
+        output.note_unpublished("What was decided")
     if as_json:
         output.show_json(results[0] if len(saga_ids) == 1 else results)
     elif results:
@@ -312,6 +314,7 @@ def _described(operated: "Operated") -> dict[str, Any]:
             for one in operated.commands
         ],
         "dry_run": operated.dry_run,
+        "published": operated.published,
         "refused": "",
     }
 

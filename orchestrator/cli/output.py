@@ -96,6 +96,19 @@ def note(text: str) -> None:
     print(redacted_text(text), file=sys.stderr, flush=True)
 
 
+def note_unpublished(what: str, commands: str = "commands") -> None:
+    """Say that what follows has to wait for the broker.
+
+    Args:
+        what: What is stored, as the subject of a sentence.
+        commands: What has not been sent.
+    """
+    note(
+        f"The broker cannot be reached. {what} is stored; "
+        f"an orchestrator sends its {commands} as soon as the broker is back."
+    )
+
+
 def as_text(blocks: Iterable[Block]) -> str:
     """Lines and tables as plain text."""
     return "\n".join(text for block in blocks for text in _plain(block))

@@ -104,10 +104,7 @@ def _started(
 def note_unpublished(started: "Started | Forked") -> None:
     """Say so where the first step of a new saga has to wait for the broker."""
     if not started.published:
-        output.note(
-            f"The broker cannot be reached. Saga {started.row.saga_id} is stored; "
-            "an orchestrator sends its first step as soon as the broker is back."
-        )
+        output.note_unpublished(f"Saga {started.row.saga_id}", "first step")
 
 
 def _tell(started: "Started", *, as_json: bool) -> None:

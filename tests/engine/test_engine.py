@@ -606,6 +606,21 @@ def test_what_an_operator_does_is_a_stored_fact_with_its_reason(bench: Bench) ->
     assert [command.step for command in bench.sent()] == ["b"]
 
 
+def test_an_operator_is_told_when_commands_wait_for_the_broker(bench: Bench) -> None:
+    """What was decided is stored, and goes out later."""
+    saga_id = bench.start().row.saga_id
+    paused = bench.engine.operate(saga_id, Pause(reason="stock take"))
+    bench.arrive(of(saga_id, succeeded("a")))
+    bench.sent()
+    bench.broker.available = False
+    resumed = bench.engine.operate(saga_id, Resume(reason="done"))
+    assert (paused.published, resumed.published) == (True, False)
+    bench.broker.available = True
+    bench.now += timedelta(seconds=6)
+    assert bench.engine.republish(timedelta(seconds=5), 10) == 1
+    assert bench.sent() == list(resumed.commands)
+
+
 def test_a_dry_run_says_what_would_follow_and_stores_nothing(bench: Bench) -> None:
     """The same events and commands as the real thing."""
     saga_id = bench.start().row.saga_id
