@@ -1,18 +1,22 @@
 """Sagas that start on an event and publish others: checks, and what is published when."""
 
-from typing import Any
+from datetime import timedelta
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from orchestrator.core.definition import Saga
-from orchestrator.core.event_terms import FromEvent, FromSaga, Publish, StartsOn
+from orchestrator.core.event_terms import FromEvent, FromSaga, Publish, SagaFact, StartsOn
 from orchestrator.core.eventing import input_of, key_of, succeeded
+from orchestrator.core.machine import Cancel, Message, Tick
 from orchestrator.core.references import Input, Output
 from orchestrator.store import rows
 from orchestrator.store.definitions import check_same
 from shared.bus import Command, Event
 from shared.errors import DefinitionError
+from shared.ids import derived_span_id
+from shared.messages import Command as BusMessage
 from tests.core import builders
 from tests.core.builders import Order, Run, rejected, step
 
@@ -32,6 +36,14 @@ class OrderPlaced(Event, name="orders.placed"):
 
 class Other(Event, name="other.happened"):
     number: int
+
+
+class Empty(Event, name="nothing.said"):
+    pass
+
+
+class Nameless(Event):
+    """Of one word: no name on the wire can be made of it."""
 
 
 class NoEvent(Command, name="orders.create"):
@@ -100,10 +112,91 @@ def test_a_duplicate_publishes_nothing() -> None:
     assert [":started", ":succeeded:a"] == [identity for identity, _, _ in twice]
 
 
-def test_the_trace_of_a_saga_goes_on_in_its_events() -> None:
+def test_an_event_is_a_message_of_the_whole_saga_and_its_trace_and_baggage_go_on_in_it() -> None:
     """Below a span that the orchestrator derives again when it exports the saga."""
-    (event,) = (one for one in Run(PUBLISHING.definition).last.commands if one.is_event)
-    assert event.traceparent.split("-")[1] == builders.TRACE.trace_id
+    trace = msgspec.structs.replace(
+        builders.TRACE, tracestate="vendor=1", baggage=(("tenant", "acme"),)
+    )
+    start = msgspec.structs.replace(builders.START, trace=trace)
+    decision = Run(PUBLISHING.definition, start=start).last
+    (event,) = (one for one in decision.commands if one.is_event)
+    identity = f"{builders.SAGA_ID}:started"
+    assert event == BusMessage(
+        id=identity,
+        saga_id=builders.SAGA_ID,
+        saga_name="test",
+        saga_version=1,
+        step="",
+        direction="action",
+        attempt=0,
+        task="orders.created",
+        queue="saga.events",
+        payload={"order_id": "o-1"},
+        deadline_at=builders.T0,
+        traceparent=trace.parent(derived_span_id(identity, "send")),
+        tracestate="vendor=1",
+        baggage={"tenant": "acme"},
+    )
+
+
+class Told(Event, name="sagas.told"):
+    saga_id: str
+    key: str | None
+    error_kind: str | None
+    error_message: str | None
+
+
+TELLING = saga(
+    deadline=timedelta(seconds=10),
+    publishes=dict.fromkeys(
+        ("started", "compensated", "stuck"),
+        Publish(Told, {name: FromSaga(name) for name in get_args(SagaFact)}),
+    ),
+)
+UNDONE = builders.succeeded("a", direction="compensation")
+BROKEN = builders.failed("a", direction="compensation", failure=builders.FOR_GOOD)
+
+
+@pytest.mark.parametrize(
+    "replies, milestone, kind, text",
+    [
+        ((), ":started", None, None),
+        (
+            (builders.failed("a", failure=builders.FOR_GOOD), UNDONE),
+            ":compensated",
+            "ValueError",
+            "never",
+        ),
+        ((rejected("a"),), ":compensated", "sold_out", "none left"),
+        (
+            (Cancel(reason="rain"), builders.succeeded("a"), UNDONE),
+            ":compensated",
+            "Cancelled",
+            "rain",
+        ),
+        ((Tick(), builders.succeeded("a"), UNDONE), ":compensated", "deadline", None),
+        (
+            (builders.succeeded("a"), rejected("b"), BROKEN),
+            ":stuck:a:compensation",
+            "sold_out",
+            "none left",
+        ),
+    ],
+    ids=["nothing", "failed", "rejected", "cancelled", "deadline", "stuck"],
+)
+def test_an_event_may_say_whose_it_is_and_what_went_wrong(
+    replies: tuple[Message, ...], milestone: str, kind: str | None, text: str | None
+) -> None:
+    """The reason to turn back, not what went wrong on the way; null where nobody said anything."""
+    start = msgspec.structs.replace(builders.START, key="order-7")
+    run = Run(TELLING.definition, start=start)
+    run.wait(timedelta(seconds=10))
+    run.tell(*replies)
+    (event,) = (one for one in run.last.commands if one.is_event)
+    assert (event.id, event.payload) == (
+        builders.SAGA_ID + milestone,
+        {"saga_id": builders.SAGA_ID, "key": "order-7", "error_kind": kind, "error_message": text},
+    )
 
 
 def test_what_is_published_is_part_of_the_stored_definition() -> None:
@@ -127,6 +220,48 @@ def test_the_input_and_the_key_of_a_saga_that_an_event_starts() -> None:
         )
     )
     assert ({"order_id": "Ada"}, "o-7") == (input_of(mapped, fields), key_of(mapped, "e", fields))
+    fixed = saga(starts_on=StartsOn(OrderCreated, input={"order_id": "all"}))
+    assert ({"order_id": "all"}, "e") == (input_of(fixed, fields), key_of(fixed, "e", fields))
+    by_itself = saga(starts_on=StartsOn(OrderCreated))
+    assert ({"order_id": "o-7"}, "e") == (
+        input_of(by_itself, fields),
+        key_of(by_itself, "e", fields),
+    )
+
+
+@pytest.mark.parametrize("customer", [None, "Ada", {}, {"name": "Ada"}])
+def test_what_the_event_does_not_say_is_left_to_the_defaults(customer: object) -> None:
+    """That of the input's field, and the event's id as the key: a path may end anywhere."""
+    deep = FromEvent("customer.name.first")
+    mapped = saga(starts_on=StartsOn(OrderCreated, input={"order_id": deep}, key=deep))
+    fields = {"order_id": "o-7", "customer": customer}
+    assert ({}, "e-1") == (input_of(mapped, fields), key_of(mapped, "e-1", fields))
+
+
+def test_what_is_known_at_a_milestone_may_be_published() -> None:
+    """A step's own output and that of every earlier one; all of them at the end; else a default."""
+    known = {"receipt": Output("a"), "order_id": "x"}
+    options = saga(
+        publishes={
+            succeeded("b"): Publish(OrderPlaced, {**known, "why": Output("b")}),
+            "completed": Publish(OrderPlaced, {**known, "why": Output("b")}),
+            "stuck": Publish(OrderPlaced, {**known, "receipt": Output("a", default=None)}),
+        }
+    )
+    assert len(options.definition.publishes) == 3
+
+
+def test_what_has_a_default_needs_no_value() -> None:
+    """Neither a field of an event nor one of the input that an event starts with."""
+    free = Saga(
+        name="test",
+        version=1,
+        input=Order,
+        steps=(step("a"),),
+        starts_on=Other,
+        publishes={"completed": Publish(OrderCreated, {"order_id": Input("order_id")})},
+    )
+    assert input_of(free, {"number": 7}) == {}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +303,22 @@ def test_the_input_and_the_key_of_a_saga_that_an_event_starts() -> None:
         (
             {"publishes": {"stuck": Publish(Other, {"number": FromEvent("a")})}},
             "'number' is a FromEvent; only `starts_on` knows an event",
+        ),
+        (
+            {"publishes": {"stuck": Publish(Other, {"number": FromSaga("color")})}},  # type: ignore[arg-type]  # wrong
+            r"'number' is FromSaga\('color'\); there is saga_id, key, error_kind, error_message",
+        ),
+        (
+            {"publishes": {"completed": Publish(Other, {"number": Output("z")})}},
+            "'number' is the output of 'z', which need not have succeeded by then",
+        ),
+        ({"publishes": ["completed"]}, r"publishes is \['completed'\]; expected `object`"),
+        ({"publishes": {"completed": 7}}, "'completed': 7 is no subclass of shared.bus.Event"),
+        ({"publishes": {"completed": Nameless}}, "'completed': .*Nameless"),
+        ({"starts_on": Nameless}, "starts_on: .*Nameless"),
+        (
+            {"starts_on": StartsOn(Empty, {"order_id": FromEvent("id")})},
+            r"'order_id' is FromEvent\('id'\), but the event has no fields",
         ),
     ],
 )

@@ -1,8 +1,17 @@
 """Limits that decide: how long a history may be, and how much may be in flight."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from orchestrator.core.limits import Limits
+import pytest
+
+from orchestrator.core.limits import (
+    Limit,
+    Limits,
+    free_after,
+    limit_problems,
+    opens_at,
+    starts_open,
+)
 from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import Message, Resolve, Resume, Tick
 from orchestrator.core.state import SagaState, Status, fold
@@ -105,3 +114,79 @@ def test_a_late_tick_of_a_crowded_saga_sets_no_timer_in_the_past() -> None:
     tick = told.tell(Tick())
     assert tick.wake_at is not None
     assert tick.wake_at > told.now
+
+
+# Limits that sagas share ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "limit, words",
+    [
+        (Limit(), "no limit"),
+        (Limit(in_flight=3), "3 in flight"),
+        (Limit(rate="10/s"), "10/s"),
+        (Limit(in_flight=3, rate="10/s"), "3 in flight, 10/s"),
+    ],
+)
+def test_a_limit_says_in_words_what_it_limits(limit: Limit, words: str) -> None:
+    """In lists and in the reason why a saga waits; one that limits nothing is known as such."""
+    assert (str(limit), limit.unlimited) == (words, words == "no limit")
+
+
+@pytest.mark.parametrize(
+    "limit, problems",
+    [
+        (Limit(in_flight=1, rate="1/h"), []),
+        (Limit(rate="100000/s"), []),
+        (Limit(in_flight=0), ["in_flight is 0; it must be 1 or more, or None"]),
+        (Limit(rate="0/s"), ["rate is '0/s'; write it as 10/s, 600/m or 5000/h"]),
+        (Limit(rate="10/d"), ["rate is '10/d'; write it as 10/s, 600/m or 5000/h"]),
+        (Limit(rate="100001/s"), ["rate is '100001/s'; at most 100000 are allowed"]),
+        (
+            Limit(in_flight=-1, rate="ten"),
+            [
+                "in_flight is -1; it must be 1 or more, or None",
+                "rate is 'ten'; write it as 10/s, 600/m or 5000/h",
+            ],
+        ),
+    ],
+)
+def test_every_mistake_in_a_limit_is_named(limit: Limit, problems: list[str]) -> None:
+    """With the field and what it may be."""
+    assert limit_problems(limit) == problems
+
+
+@pytest.mark.parametrize(
+    "starts, unit, per", [(50, "s", 1), (7, "m", 60), (1, "h", 3600), (333, "m", 60)]
+)
+def test_a_rate_is_never_exceeded_and_almost_reached(starts: int, unit: str, per: int) -> None:
+    """Whoever takes all that is open, whenever something is, stays within it in every window."""
+    limit = Limit(rate=f"{starts}/{unit}")
+    free_at: datetime | None = None
+    now, begun = T0, list[datetime]()
+    while now < T0 + timedelta(seconds=10 * per):
+        count = starts_open(limit, free_at, now)
+        assert count
+        begun += [now] * count
+        free_at = free_after(limit, free_at, now, count)
+        assert starts_open(limit, free_at, now) == 0
+        now = opens_at(limit, free_at)
+        assert starts_open(limit, free_at, now - timedelta(microseconds=1)) == 0
+    window = timedelta(seconds=per)
+    pairs = zip(begun, begun[starts:], strict=False)
+    assert all(later - first >= window for first, later in pairs)
+    assert 1 <= begun.count(T0) <= starts // 20 + 1
+    assert len(begun) >= 0.95 * 10 * starts
+
+
+def test_what_was_not_used_is_not_saved_up() -> None:
+    """After a long time of rest no more begin at once than at the very first."""
+    limit = Limit(rate="100/s")
+    first = starts_open(limit, None, T0)
+    free_at = free_after(limit, None, T0, 1)
+    later = T0 + timedelta(hours=1)
+    assert first is not None
+    assert starts_open(limit, free_at, T0) == first - 1
+    assert starts_open(limit, free_at, later) == first
+    assert free_after(limit, free_at, later, 1) - later == free_at - T0
+    assert starts_open(Limit(in_flight=1), None, T0) is None
