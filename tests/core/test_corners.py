@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.core.definition import (
@@ -29,12 +30,15 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.references import Exists, Not, eq, exists
 from orchestrator.core.state import Phase, Status
+from orchestrator.core.timers import wake_at
 from shared.messages import Rejected, Reply
 from tests.core.builders import (
     FAILURE,
     NOTHING_TO_UNDO,
     SAGA_ID,
+    START,
     START_TWO,
+    T0,
     Orders,
     Run,
     accepted,
@@ -123,6 +127,31 @@ def test_a_late_success_while_its_undo_waits_is_undone_all_the_same() -> None:
     assert run.phase("a") == "undo_retrying"
     (undo,) = run.tell(RetryNow(step="a")).commands
     assert undo.payload["undo"] == {"id": 1}
+
+
+def test_a_success_that_comes_after_its_undo_changes_nothing() -> None:
+    """It has been undone, whatever it was: the barrier of the participant sees to that."""
+    run = Run(beside("a", "b", "c", retry=Retry(attempts=1)), failed("a"), succeeded("b"))
+    run.tell(rejected("c"), succeeded("a", direction="compensation"))
+    assert (run.phase("a"), run.phase("b")) == ("undone", "undoing")
+    assert run.tell(succeeded("a", output=7)).events == ()
+    assert run.phase("a") == "undone"
+
+
+def test_a_start_that_is_due_at_once_has_no_time_to_wait_for() -> None:
+    """Whether its time is past or has just come."""
+    for early in (timedelta(), timedelta(seconds=1)):
+        start = msgspec.structs.replace(START, not_before=T0 - early)
+        run = Run(linear("a", deadline=MINUTE), start=start)
+        assert (run.phase("a"), run.known.not_before) == ("running", None)
+        assert run.known.deadline_at == T0 + MINUTE
+
+
+def test_a_saga_that_has_ended_wants_no_timer() -> None:
+    """Although its deadline is still to come."""
+    run = Run(linear("a", deadline=MINUTE), succeeded("a"))
+    assert (run.known.status, run.last.wake_at) == (Status.COMPLETED, None)
+    assert wake_at(run.definition, run.known) is None
 
 
 def test_a_step_that_will_not_be_tried_again_has_no_timer() -> None:

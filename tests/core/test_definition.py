@@ -280,6 +280,12 @@ def test_a_reference_into_an_input_without_fields_is_refused() -> None:
     assert found == ["step 'a': payload 'x' is Input('y'), but the input has no fields"]
 
 
+def test_a_reference_into_an_input_of_the_wrong_type_is_no_mistake_of_its_own() -> None:
+    """The type is the mistake."""
+    (problem,) = problems(step("a", payload={"x": Input("y")}), input=dict)
+    assert problem.startswith("input is <class 'dict'>")
+
+
 def test_all_mistakes_are_reported_at_once() -> None:
     """Those of the saga, of its steps, of the graph and of the payloads, in one error."""
     with pytest.raises(DefinitionError) as caught:

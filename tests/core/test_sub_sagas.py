@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.definition import Retry, SubSaga
-from orchestrator.core.events import StepRecalled, SubSagaBegan
-from orchestrator.core.machine import Cancel, Decision, Tick
-from orchestrator.core.messages import Pause, Resume, Start, Undo
+from orchestrator.core.definition import Retry, Step, SubSaga
+from orchestrator.core.events import StepRecalled, SubSagaBegan, UndoRequested
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import Cancel, Decision, Tick, decide
+from orchestrator.core.messages import Pause, Resume, RetryNow, Start, Undo
 from orchestrator.core.state import fold
 from shared.backoff import Backoff
 from shared.ids import sub_saga_id
@@ -133,6 +134,15 @@ def test_an_undo_is_asked_by_the_back_off_of_undoing() -> None:
         assert 90 <= seconds <= 120
 
 
+def test_an_undo_that_follows_at_once_begins_anew_as_well() -> None:
+    """It is another question, although no time went by without one."""
+    run = trip()
+    waits(run, 5)
+    run.tell(failed("hotel", failure=GONE))
+    assert run.phase("hotel") == "undoing"
+    assert waits(run, 1)[0] <= 30
+
+
 def test_nothing_of_it_stands_in_the_history() -> None:
     """However long it takes; only the row remembers when it is asked again."""
     run = trip()
@@ -164,6 +174,19 @@ def test_an_undo_has_no_time_out() -> None:
     assert run.last.wake_at is None
 
 
+def test_a_saga_whose_history_is_full_asks_nothing() -> None:
+    """It begins nothing; what is overdue is asked when an operator lets it go on."""
+    hotel = step("hotel", action=SubSaga("hotel"), compensation=None, after=())
+    run = Run(saga(hotel, step("a", after=()), step("b", after=("a",))).definition)
+    full = decide(run.definition, run.known, succeeded("a"), run.now, limits=Limits(events_max=1))
+    assert full.state is not None
+    assert full.state.full
+    late = decide(run.definition, full.state, Tick(), run.now + DAY)
+    assert late.commands == ()
+    resumed = decide(run.definition, full.state, Resume(), run.now + DAY)
+    assert [one.task for one in resumed.commands] == ["service.b", "saga.start"]
+
+
 def test_a_paused_saga_asks_nothing() -> None:
     """What is overdue when it is resumed is asked at once."""
     run = trip()
@@ -187,6 +210,19 @@ def test_a_saga_that_was_seen_is_not_started_anew_when_it_is_not_found() -> None
     assert run.tell(accepted("hotel")).events == ()
     assert asked(run.tell(Cancel(reason="rain")))["began"] is True
     assert asked(wake(run))["began"] is True
+
+
+def test_only_the_sub_saga_of_the_attempt_in_flight_is_seen() -> None:
+    """Not an older one, not one that is being undone, and not by the answer to an undo."""
+    run = trip(retry=Retry(attempts=2))
+    assert run.tell(accepted("hotel", 1, "compensation")).events == ()
+    run.tell(failed("hotel"))
+    assert run.tell(accepted("hotel", 1)).events == ()
+    run.tell(RetryNow())
+    assert run.tell(accepted("hotel", 1)).events == ()
+    run.tell(failed("hotel", 2))
+    assert (run.phase("hotel"), run.known.step("hotel").began) == ("undoing", False)
+    assert run.tell(accepted("hotel", 2)).events == ()
 
 
 def test_being_seen_changes_no_timer() -> None:
@@ -229,11 +265,56 @@ def test_another_attempt_is_another_saga() -> None:
     assert not asked(wake(run)).get("began")
 
 
+ABOVE = Parent(saga_id="above", step="hotel", attempt=1)
+
+
+def below(*steps: Step) -> Run:
+    """A sub-saga."""
+    start: Start = msgspec.structs.replace(START, parent=ABOVE)
+    return Run(saga(*steps).definition, start=start)
+
+
+def test_a_call_back_that_comes_too_late_changes_nothing() -> None:
+    """The saga has ended, or is past its pivot and will: that is told, and is the answer."""
+    ended = below(step("room"))
+    ended.tell(succeeded("room"))
+    assert ended.tell(Undo()).events == ()
+    assert ended.known.status == "completed"
+    past = below(step("room", pivot=True, compensation=None), step("key"))
+    past.tell(succeeded("room"))
+    assert past.tell(Undo()).events == ()
+    assert past.tell(succeeded("key")).state is not None
+    assert past.known.status == "completed"
+
+
+def test_an_undo_that_comes_before_the_start_is_written_down_with_its_reason() -> None:
+    """The saga begins nothing, and the attempt of the undo is answered."""
+    undo = Undo(attempt=2, reason="rain", parent=ABOVE)
+    start: Start = msgspec.structs.replace(START, parent=ABOVE, undo=undo)
+    run = Run(saga(step("room")).definition, start=start)
+    assert run.events[1] == UndoRequested(attempt=2, reason="rain")
+    assert (run.known.status, run.tags[-1]) == ("compensated", "saga_compensated")
+    (told,) = run.last.commands
+    assert (told.direction, told.attempt) == ("compensation", 2)
+    nobody = decide(run.definition, None, undo, run.now)
+    assert nobody == Decision(state=None)
+
+
+def test_a_fork_of_the_parent_that_asks_is_answered_instead_of_it() -> None:
+    """Only another saga stands in the history: for the parent itself nothing is written down."""
+    fork = Parent(saga_id="fork", step="hotel", attempt=1)
+    for asks, answered in ((ABOVE, "above"), (fork, "fork"), (None, "above")):
+        run = below(step("room"))
+        run.tell(succeeded("room"), Undo(attempt=1, parent=asks))
+        assert getattr(run.events[-3], "parent", None) == (fork if asks is fork else None)
+        run.tell(succeeded("room", direction="compensation"))
+        (told,) = run.last.commands
+        assert told.payload["saga_id"] == answered
+
+
 def test_a_sub_saga_asks_nobody_and_its_end_is_asked_of_it() -> None:
     """One without steps that are sagas has no question in its row."""
-    parent = Parent(saga_id="above", step="hotel", attempt=1)
-    start: Start = msgspec.structs.replace(START, parent=parent)
-    run = Run(saga(step("room")).definition, start=start)
+    run = below(step("room"))
     assert run.known.inquiries == {}
     run.tell(succeeded("room"), Undo(attempt=1))
     assert run.known.inquiries == {}

@@ -20,10 +20,12 @@ from orchestrator.core.messages import (
 )
 from orchestrator.core.state import CauseKind, Phase, Status
 from shared.errors import DecodeError, DefinitionError
-from shared.tokens import read_token
+from shared.tokens import proof_of, read_token
 from tests.core.builders import (
     FOR_GOOD,
     NOTHING_TO_UNDO,
+    SAGA_ID,
+    SECRET,
     START,
     T0,
     Retry,
@@ -125,6 +127,8 @@ def test_a_signal_that_nobody_waits_for_is_refused() -> None:
     assert "waits for no signal 'no', but for 'ok'" in run.tell(Signal(name="no")).refused
     run.tell(Cancel(), succeeded("a"), succeeded("a", direction="compensation"))
     assert run.tell(APPROVED).refused == "The saga is compensated already."
+    none = Run(linear("a")).tell(Signal(name="no")).refused
+    assert none == "Saga 'test' waits for no signal 'no', and for no other."
 
 
 def test_a_cancel_does_not_wait_for_a_signal() -> None:
@@ -268,6 +272,8 @@ def test_a_token_is_good_for_its_attempt_only() -> None:
     ):
         refused = run.tell(Complete(reply=reply, proof=given)).refused
         assert refused == "The token is not one of this saga."
+    never = Complete(reply=succeeded("a", 2), proof=proof_of(SECRET, SAGA_ID, "a", "action", 2))
+    assert "was never sent" in run.tell(never).refused
 
 
 @pytest.mark.parametrize("text", ["", "x", "bm90IGpzb24", "W10", "é", "=" * 3000])
@@ -353,4 +359,7 @@ def test_a_signal_after_the_pivot_must_not_say_no() -> None:
     pivot = step("p", pivot=True, compensation=NOTHING_TO_UNDO)
     with pytest.raises(DefinitionError, match="comes after the pivot and may say no"):
         saga(pivot, wait("w", WaitFor("ok")))
+    with pytest.raises(DefinitionError, match="comes after the pivot and may say no"):
+        saga(pivot, wait("w", WaitFor("ok", approval=True, otherwise="default")))
     assert isinstance(saga(pivot, wait("w", WaitFor("ok", otherwise="default"))), Saga)
+    assert isinstance(saga(pivot, wait("w", Sleep(MINUTE))), Saga)
