@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Collection, Sequence
 
+import structlog
+
 from orchestrator.core.definition import Definition
 from orchestrator.core.limits import Limit, limit_problems
 from orchestrator.engine import Engine
@@ -10,6 +12,8 @@ from orchestrator.ports import Control, SagaRow
 from orchestrator.rooms import GateView
 from shared.clock import Clock
 from shared.errors import InputError, UnknownSaga
+
+log = structlog.get_logger("orchestrator")
 
 
 class Controls:
@@ -66,17 +70,30 @@ class Controls:
             name=name, step=step, limit=limit, reason=reason, by=by, at=self._clock()
         )
         self._engine.control(control)
+        log.info(
+            "limit.set", saga_name=name, saga_step=step, limit=str(limit), reason=reason, by=by
+        )
         return control
 
-    def reset_limit(self, name: str, *, step: str = "") -> Control | None:
+    def reset_limit(
+        self, name: str, *, step: str = "", reason: str = "", by: str = ""
+    ) -> Control | None:
         """Take back what `set_limit` said: the definition counts again; returns what it was.
+
+        Args:
+            name: Name of the saga.
+            step: Which step; empty for the saga.
+            reason: Why; in the log alone, since nothing is left to keep it with.
+            by: Who asks; in the log.
 
         Raises:
             UnknownSaga: No definition has that name.
             InputError: It has no such step.
         """
         self._require(name, step)
-        return self._engine.uncontrol(name, step, "limit")
+        gone = self._engine.uncontrol(name, step, "limit")
+        log.info("limit.reset", saga_name=name, saga_step=step, reason=reason, by=by)
+        return gone
 
     def pause(self, name: str, *, reason: str, by: str = "") -> Control:
         """Have every saga of a name that starts from now on begin paused, until `resume`.
@@ -89,16 +106,24 @@ class Controls:
         self._require(name, "")
         control = Control(name=name, reason=reason, by=by, at=self._clock())
         self._engine.control(control)
+        log.info("name.paused", saga_name=name, reason=reason, by=by)
         return control
 
-    def resume(self, name: str) -> Control | None:
+    def resume(self, name: str, *, reason: str = "", by: str = "") -> Control | None:
         """Let sagas of a name begin again when they start; returns the pause, if there was one.
+
+        Args:
+            name: Name of the saga.
+            reason: Why; in the log, and in the history of the sagas that are resumed one by one.
+            by: Who asks; likewise.
 
         Raises:
             UnknownSaga: No definition has that name.
         """
         self._require(name, "")
-        return self._engine.uncontrol(name, "", "pause")
+        gone = self._engine.uncontrol(name, "", "pause")
+        log.info("name.resumed", saga_name=name, reason=reason, by=by)
+        return gone
 
     def pauses(self) -> Sequence[Control]:
         """The names that are paused, with who said so, when and why."""

@@ -41,7 +41,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
         error: Kind of a failure: why it turned back, or what the last attempt of a step said.
         attempts: A step that is at it, or waits for the next, has had at least so many attempts.
         retrying: A step waits for its next attempt.
-        paused: An operator has paused it.
+        paused: An operator has paused it, or has not.
         unchanged_since: Its last change was before this moment.
     """
 
@@ -52,7 +52,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     attempts: int = 0
     retrying: bool = False
-    paused: bool = False
+    paused: bool | None = None
     unchanged_since: datetime | None = None
 
     @property
@@ -72,7 +72,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
         return (
             (not self.statuses or state.status in self.statuses)
             and (self.unchanged_since is None or row.updated_at < self.unchanged_since)
-            and (not self.paused or state.paused)
+            and (self.paused is None or state.paused is self.paused)
             and (not self.step or steps[0].phase in _AT)
             and (not self.error or _has_error(state, steps, self.error))
             and (not self.retrying or any(one.phase in _RETRYING for one in steps))

@@ -76,6 +76,6 @@ def filter_of(
         error=error,
         attempts=attempts,
         retrying=retrying,
-        paused=paused,
+        paused=paused or None,
         unchanged_since=since,
     )

@@ -7,7 +7,7 @@ import typer
 from orchestrator.cli import output, session
 from orchestrator.cli.given_input import read_input
 from orchestrator.cli.options import Json, SagaId, user
-from orchestrator.cli.start import described, note_unpublished, tell, wait_for
+from orchestrator.cli.start import note_unpublished, tell, wait_for
 
 if TYPE_CHECKING:
     from orchestrator.core.forking import ForkPlan
@@ -51,6 +51,8 @@ def fork(
         raise typer.BadParameter("nothing is started with --dry-run", param_hint="--wait")
     value = None if given is None else read_input(given)
     with session.acting() as client:
+        from orchestrator.reports import fork_report
+
         forked = client.fork(
             saga_id,
             from_step,
@@ -61,27 +63,12 @@ def fork(
             dry_run=dry_run,
         )
         note_unpublished(forked)
-        said = _described(saga_id, from_step, forked)
+        said = fork_report(saga_id, from_step, forked)
         if not wait:
             _tell(forked, said, as_json=as_json)
             return
         code = wait_for(client, forked, timeout, said, as_json=as_json)
     raise typer.Exit(code)
-
-
-def _described(saga_id: str, step: str, forked: "Forked") -> dict[str, Any]:
-    plan = forked.plan
-    said: dict[str, Any] = {"forked_from": saga_id, "from_step": step}
-    if plan is not None:
-        said |= {
-            "copied": plan.names,
-            "taken_over": plan.taken,
-            "anew": plan.anew,
-            "left": plan.left,
-        }
-    if not forked.dry_run:
-        said = {**described(forked), **said}
-    return {**said, "dry_run": forked.dry_run}
 
 
 def _tell(forked: "Forked", said: dict[str, Any], *, as_json: bool) -> None:

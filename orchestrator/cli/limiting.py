@@ -42,7 +42,7 @@ def limit(
         if name is None:
             raise InputError("Name the saga whose limit is meant.")
         if not reason:
-            raise InputError("Say why with --reason: it is kept with the limit.")
+            raise InputError("Say why with --reason: it is kept with the limit, and in the log.")
         _set(name, step, in_flight, rate, reason, reset=reset)
     elif step or reason:
         raise InputError("Say what the limit is with --in-flight, --rate, --none or --reset.")
@@ -63,7 +63,7 @@ def _set(
 
     with session.acting() as client:
         if reset:
-            client.controls.reset_limit(name, step=step)
+            client.controls.reset_limit(name, step=step, reason=reason, by=user())
         else:
             wanted = Limit(in_flight=in_flight, rate=rate)
             client.controls.set_limit(name, wanted, step=step, reason=reason, by=user())

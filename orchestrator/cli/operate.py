@@ -116,7 +116,7 @@ def _simple(method: str) -> Command:
             if method == "pause":
                 client.controls.pause(whole, reason=reason, by=user())
             else:
-                client.controls.resume(whole)
+                client.controls.resume(whole, reason=reason, by=user())
 
         _act(
             saga_ids or [],
@@ -237,6 +237,8 @@ def _act(
             hint="For example --status stuck --name place-order; --dry-run shows what would follow.",
         )
     with session.acting() as client:
+        from orchestrator.reports import operation_report
+
         chosen = list(saga_ids) or [row.saga_id for row in client.find(wanted, SAGAS_MAX)]
         if not saga_ids and not dry_run and (chosen or say):
             _confirm(len(chosen), yes=yes, later=say is not None)
@@ -244,7 +246,7 @@ def _act(
                 say(client)
                 chosen = [row.saga_id for row in client.find(wanted, SAGAS_MAX)]
         if len(saga_ids) == 1:  # its error is the command's
-            results = [_described(do(client, saga_ids[0]))]
+            results = [operation_report(do(client, saga_ids[0]))]
         else:
             results = [_attempted(client, saga_id, do) for saga_id in chosen]
     refused = sum(bool(result["refused"]) for result in results)
@@ -291,32 +293,14 @@ def _confirm(sagas: int, *, yes: bool, later: bool) -> None:
 
 
 def _attempted(client: "Client", saga_id: str, do: Do) -> dict[str, Any]:
+    from orchestrator.reports import operation_report, refusal_report
+
     try:
-        return _described(do(client, saga_id))
+        return operation_report(do(client, saga_id))
     except SagaError as error:
         if not isinstance(error, NotAllowed) and error.saga_id is None and error.exit_code == 1:
             raise  # the store is away: that is not about this saga
-        return {"saga_id": saga_id, "refused": error.message, "events": [], "commands": []}
-
-
-def _described(operated: "Operated") -> dict[str, Any]:
-    from orchestrator.core.events import tag_of
-
-    state = operated.row.state
-    return {
-        "saga_id": operated.row.saga_id,
-        "trace_id": state.trace.trace_id,
-        "status": state.status.value,
-        "paused": state.paused,
-        "events": [tag_of(event) for event in operated.events],
-        "commands": [
-            {"step": one.step, "direction": one.direction, "attempt": one.attempt}
-            for one in operated.commands
-        ],
-        "dry_run": operated.dry_run,
-        "published": operated.published,
-        "refused": "",
-    }
+        return refusal_report(saga_id, error.message)
 
 
 def _table(results: Sequence[dict[str, Any]], *, dry_run: bool) -> output.Table:

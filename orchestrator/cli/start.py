@@ -63,11 +63,14 @@ def start(
     value = read_input(given)
     not_before = None if at is None else given_moment(at, "--at", utc_now())
     with session.acting() as client:
+        from orchestrator.reports import start_report
+
         started = _started(client, name, value, key, not_before)
         if not wait:
             _tell(started, as_json=as_json)
             return
-        code = wait_for(client, started, timeout, described(started), as_json=as_json)
+        said = start_report(started)
+        code = wait_for(client, started, timeout, said, as_json=as_json)
     raise typer.Exit(code)
 
 
@@ -109,7 +112,9 @@ def note_unpublished(started: "Started | Forked") -> None:
 
 def _tell(started: "Started", *, as_json: bool) -> None:
     if as_json:
-        output.show_json(described(started))
+        from orchestrator.reports import start_report
+
+        output.show_json(start_report(started))
         return
     status = started.row.state.status
     tell(started, "started" if started.created else f"its key has started it before: {status}")
@@ -127,21 +132,6 @@ def tell(started: "Started | Forked", what: str) -> None:
             output.line(output.Piece("trace    ", "dim"), state.trace.trace_id),
         ]
     )
-
-
-def described(started: "Started | Forked") -> dict[str, Any]:
-    """A new saga for programs."""
-    state = started.row.state
-    return {
-        "saga_id": state.saga_id,
-        "trace_id": state.trace.trace_id,
-        "name": state.name,
-        "version": state.version,
-        "status": state.status,
-        "key": state.key,
-        "created": started.created,
-        "published": started.published,
-    }
 
 
 def wait_for(

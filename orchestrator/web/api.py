@@ -3,10 +3,19 @@
     POST /sagas/{name}               {"input": {}, "key": "", "not_before": ""}     start
     GET  /sagas/{saga_id}                                                           look
     POST /sagas/{saga_id}/cancel     {"reason": ""}
+    POST /sagas/{saga_id}/fork       {"from_step": "", "input": null, "key": "", "reason": ""}
+    POST /sagas/{saga_id}/pause, resume, resolve, compensate        {"reason": ""}
+    POST /sagas/{saga_id}/retry      {"reason": "", "step": "", "payload": null}
+    POST /sagas/{saga_id}/skip       {"reason": "", "step": "", "output": null}
     POST /sagas/{saga_id}/signals    {"name": "", "data": null}
     POST /completions                {"token": "", "output": null, "undo": null}
     POST /failures                   {"token": "", "kind": "", "message": "",
                                       "retryable": true, "rejected": false}
+    GET  /limits, /names/{name}/limits                                              look
+    POST /names/{name}/limits        {"reason": "", "step": "", "in_flight": 0, "rate": "",
+                                      "none": false, "reset": false}
+    GET  /pauses                                                                    look
+    POST /names/{name}/pause, resume {"reason": ""}
     GET  /health
 
 Answers are JSON. An error is ``{"error": {"type", "message", "hint", "problems"}}`` with the status
@@ -18,8 +27,8 @@ starts continues its trace.
 import hmac
 import threading
 from collections.abc import Awaitable, Callable
-from datetime import datetime
-from typing import Annotated, Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -32,58 +41,21 @@ from starlette.routing import Route
 from orchestrator.client import Client
 from orchestrator.core.events import tag_of
 from orchestrator.engine import Operated
-from shared import codec
-from shared.errors import DecodeError, InputError, PayloadTooLarge, SagaError
+from orchestrator.reports import start_report
+from orchestrator.web.bodies import (
+    CancelBody,
+    CompletionBody,
+    FailureBody,
+    SignalBody,
+    StartBody,
+    read,
+)
+from orchestrator.web.operating import Operating
+from shared.errors import PayloadTooLarge, SagaError
 from shared.telemetry.http import AsgiTracing
-
-BY: Final = "http"
-"""Who asks, in the history of a saga, where the request does not say."""
 
 BODY_BYTES_SPARE: Final = 4096
 """What a request may have around its payload."""
-
-T = TypeVar("T", bound=msgspec.Struct)
-
-
-class StartBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What a saga is started with."""
-
-    input: dict[str, Any] = {}
-    key: str | None = None
-    not_before: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
-
-
-class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Why a saga is to be undone."""
-
-    reason: str
-    by: str = BY
-
-
-class SignalBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A signal for a saga."""
-
-    name: str
-    data: Any = None
-    by: str = BY
-
-
-class CompletionBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The success of a step that was accepted; without `undo` its compensation gets the output."""
-
-    token: str
-    output: Any = None
-    undo: Any = msgspec.UNSET
-
-
-class FailureBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The failure, or the rejection, of a step that was accepted."""
-
-    token: str
-    kind: str
-    message: str = ""
-    retryable: bool = True
-    rejected: bool = False
 
 
 class Unauthorized(SagaError):
@@ -93,6 +65,7 @@ class Unauthorized(SagaError):
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+Handle = Callable[[Request, bytes], tuple[int, Any]]
 
 
 def make_api(client: Client, *, payload_bytes_max: int, token: str = "") -> AsgiTracing:
@@ -104,14 +77,37 @@ def make_api(client: Client, *, payload_bytes_max: int, token: str = "") -> Asgi
         token: What requests must carry; empty lets everybody in, so only on loopback.
     """
     api = _Api(client, payload_bytes_max + BODY_BYTES_SPARE, token)
+    of = Operating(client)
+    acts: dict[str, Handle] = {
+        "cancel": api.cancel,
+        "signals": api.signal,
+        "fork": of.fork,
+        "retry": of.retry,
+        "skip": of.skip,
+        "pause": partial(of.act, client.pause),
+        "resume": partial(of.act, client.resume),
+        "resolve": partial(of.act, client.resolve),
+        "compensate": partial(of.act, client.compensate),
+    }
+    gets: dict[str, Handle] = {
+        "/sagas/{saga_id}": api.show,
+        "/limits": of.limits,
+        "/names/{name}/limits": of.limits,
+        "/pauses": of.pauses,
+    }
+    posts: dict[str, Handle] = {
+        "/sagas/{name}": api.start,
+        **{f"/sagas/{{saga_id}}/{name}": handle for name, handle in acts.items()},
+        "/completions": api.complete,
+        "/failures": api.fail,
+        "/names/{name}/limits": of.limit,
+        "/names/{name}/pause": of.pause_name,
+        "/names/{name}/resume": of.resume_name,
+    }
     routes = [
         Route("/health", api.answering(api.health, authorized=False), methods=["GET"]),
-        Route("/sagas/{name}", api.answering(api.start), methods=["POST"]),
-        Route("/sagas/{saga_id}", api.answering(api.show), methods=["GET"]),
-        Route("/sagas/{saga_id}/cancel", api.answering(api.cancel), methods=["POST"]),
-        Route("/sagas/{saga_id}/signals", api.answering(api.signal), methods=["POST"]),
-        Route("/completions", api.answering(api.complete), methods=["POST"]),
-        Route("/failures", api.answering(api.fail), methods=["POST"]),
+        *(Route(path, api.answering(handle), methods=["GET"]) for path, handle in gets.items()),
+        *(Route(path, api.answering(handle), methods=["POST"]) for path, handle in posts.items()),
     ]
     unknown: Any = {404: _unknown, 405: _unknown}
     return AsgiTracing(Starlette(routes=routes, exception_handlers=unknown))
@@ -137,9 +133,7 @@ class _Api:
         self._token = token
         self._one_at_a_time = threading.Lock()
 
-    def answering(
-        self, handle: Callable[[Request, bytes], tuple[int, Any]], *, authorized: bool = True
-    ) -> Handler:
+    def answering(self, handle: Handle, *, authorized: bool = True) -> Handler:
         """An endpoint that reads the body, asks in a thread, and answers with JSON."""
 
         async def endpoint(request: Request) -> Response:
@@ -159,31 +153,20 @@ class _Api:
         return 200, {"status": "ok"}
 
     def start(self, request: Request, body: bytes) -> tuple[int, Any]:
-        given = _read(body or b"{}", StartBody)
+        given = read(body or b"{}", StartBody)
         started = self._client.start(
             request.path_params["name"],
             given.input,
             key=given.key,
             not_before=given.not_before,
         )
-        state = started.row.state
-        value = {
-            "saga_id": state.saga_id,
-            "trace_id": state.trace.trace_id,
-            "name": state.name,
-            "version": state.version,
-            "status": state.status,
-            "key": state.key,
-            "created": started.created,
-            "published": started.published,
-        }
-        return 201 if started.created else 200, value
+        return 201 if started.created else 200, start_report(started)
 
     def show(self, request: Request, _body: bytes) -> tuple[int, Any]:
         return 200, self._client.view(request.path_params["saga_id"])
 
     def cancel(self, request: Request, body: bytes) -> tuple[int, Any]:
-        given = _read(body, CancelBody)
+        given = read(body, CancelBody)
         saga_id = request.path_params["saga_id"]
         state = self._client.cancel(saga_id, reason=given.reason, by=given.by).state
         return 202, {
@@ -193,16 +176,16 @@ class _Api:
         }
 
     def signal(self, request: Request, body: bytes) -> tuple[int, Any]:
-        given = _read(body, SignalBody)
+        given = read(body, SignalBody)
         saga_id = request.path_params["saga_id"]
         return 202, _told(self._client.signal(saga_id, given.name, given.data, by=given.by))
 
     def complete(self, _request: Request, body: bytes) -> tuple[int, Any]:
-        given = _read(body, CompletionBody)
+        given = read(body, CompletionBody)
         return 202, _told(self._client.complete(given.token, given.output, undo=given.undo))
 
     def fail(self, _request: Request, body: bytes) -> tuple[int, Any]:
-        given = _read(body, FailureBody)
+        given = read(body, FailureBody)
         told = self._client.fail(
             given.token,
             given.kind,
@@ -214,7 +197,7 @@ class _Api:
 
     def _ask(
         self,
-        handle: Callable[[Request, bytes], tuple[int, Any]],
+        handle: Handle,
         request: Request,
         body: bytes,
     ) -> tuple[int, Any]:
@@ -240,16 +223,6 @@ class _Api:
                     hint="Send a reference instead of the data, or raise SAGA_PAYLOAD_BYTES_MAX.",
                 )
         return bytes(body)
-
-
-def _read(body: bytes, as_type: type[T]) -> T:
-    try:
-        return codec.decode(body, as_type)
-    except DecodeError as error:
-        raise InputError(
-            f"The body cannot be read: {error.message}.",
-            hint=f"It is a JSON object with {', '.join(as_type.__struct_fields__)}.",
-        ) from error
 
 
 def _told(told: Operated) -> dict[str, Any]:
