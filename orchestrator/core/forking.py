@@ -153,7 +153,7 @@ def _not_done(
     for run in (*_items(name, old), name):
         phase = old.step(run).phase
         if phase not in DONE:
-            return "was undone" if phase is Phase.UNDONE else f"is {phase.replace('_', ' ')} there"
+            return "was undone" if phase is Phase.UNDONE else f"is {phase} there"
     return ""
 
 

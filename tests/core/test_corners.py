@@ -97,6 +97,24 @@ def test_a_compensation_that_is_refused_is_not_tried_again() -> None:
     assert run.known.status is Status.STUCK
 
 
+def test_an_undo_may_be_completed_from_elsewhere() -> None:
+    """It is accepted like an action, in its own time."""
+    run = Run(linear("a", "b", completes_within=MINUTE), succeeded("a"), rejected("b"))
+    run.wait(timedelta(seconds=10))
+    decision = run.tell(accepted("a", direction="compensation"))
+    assert (tags(decision.events), decision.wake_at) == (["step_accepted"], run.now + MINUTE)
+    assert tags(run.tell(succeeded("a", direction="compensation")).events)[0] == "step_succeeded"
+
+
+def test_a_failure_counts_for_the_attempt_of_the_undo_in_flight_alone() -> None:
+    """One of an older attempt comes too late."""
+    run = Run(linear("a", "b", compensation_retry=TWICE), succeeded("a"), rejected("b"))
+    run.tell(failed("a", direction="compensation"), RetryNow())
+    assert sent(run.last) == [("a", "compensation", 2)]
+    assert run.tell(failed("a", 1, "compensation")).events == ()
+    assert run.phase("a") == "undoing"
+
+
 def test_what_a_compensation_returns_is_in_the_history() -> None:
     """For whoever reads it."""
     run = Run(linear("a", "b"), succeeded("a"), rejected("b"))

@@ -175,6 +175,7 @@ def test_what_has_nothing_to_undo_may_be_copied_again_and_again() -> None:
     for number in range(2):
         fork = forked(old, "b", saga_id=f"fork-{number}")
         assert fork.tags == ["saga_started", "step_copied", "step_dispatched"]
+        assert planned(old, "a").left == ()  # `a` reads, `b` is undone, `c` never happened
     assert asked(old, "c") == (
         "Step 'b', which comes before 'c', was undone: fork from it or earlier."
     )
@@ -224,6 +225,7 @@ def test_a_list_is_copied_with_its_items_or_done_anew_as_a_whole() -> None:
         input=Orders,
     ).definition
     old = completed(definition, "each[0]", "each[1]", "last", start=START_TWO)
+    assert planned(old, "last").names == ("each[0]", "each[1]", "each")
     fork = forked(old, "last")
     assert fork.tags[:5] == ["saga_started", "step_expanded", *["step_copied"] * 3]
     (command,) = fork.last.commands
@@ -232,7 +234,7 @@ def test_a_list_is_copied_with_its_items_or_done_anew_as_a_whole() -> None:
     undone = {(one.step, one.payload["one"]) for one in fork.last.commands}
     assert undone == {("each[0]", "o-1"), ("each[1]", "o-2")}
     again = completed(definition, "each[0]", "each[1]", "last", start=START_TWO)
-    assert planned(again, "each").names == ()
+    assert planned(again, "each").copied == ()
 
 
 def test_a_skipped_step_stays_skipped() -> None:
@@ -240,7 +242,12 @@ def test_a_skipped_step_stays_skipped() -> None:
     definition = saga(
         step("a", when=eq(Input("order_id"), "o-2")), step("b"), step("c")
     ).definition
-    fork = forked(completed(definition, "b", "c"), "c")
+    old = completed(definition, "b", "c")
+    plan = planned(old, "c")
+    assert (plan.names, plan.taken) == (("a", "b"), ("b",))
+    called = [one.payload for one in plan.copied if isinstance(one, StepCopied)]
+    assert called == [None, {"order_id": "o-1"}]
+    fork = forked(old, "c")
     assert fork.phase("a") == "skipped"
     fork.tell(rejected("c"), succeeded("b", direction="compensation"))
     assert fork.known.status == "compensated"
@@ -261,6 +268,37 @@ def test_a_fork_runs_on_a_newer_version_where_what_it_copies_is_the_same() -> No
     assert asked(old, "c", other) == (
         "Step 'b', which comes before 'c', does something else in version 2 than in 1: "
         "fork from it or earlier."
+    )
+
+
+def test_what_was_given_up_does_not_count_as_done() -> None:
+    """It says how the step stands."""
+    pivot = saga(step("a", pivot=True), step("b"), step("c")).definition
+    old = Run(pivot, succeeded("a"), failed("b", failure=FOR_GOOD), Resolve(by="ada"))
+    assert asked(old, "c") == (
+        "Step 'b', which comes before 'c', is failed there: fork from it or earlier."
+    )
+
+
+def test_a_step_that_has_become_a_list_does_something_else() -> None:
+    """Its output is another one, although its tasks are the same."""
+    old = completed(saga(step("a"), step("b"), input=Orders).definition, "a", "b")
+    listed = step("a", each=Input("order_ids"), payload={"one": Item()})
+    new = msgspec.structs.replace(saga(listed, step("b"), input=Orders).definition, version=2)
+    assert "does something else in version 2 than in 1" in str(asked(old, "b", new))
+
+
+def test_a_step_does_not_count_as_done_where_what_comes_before_it_is_new() -> None:
+    """On another branch it is done anew behind that; before the step itself nothing may be new."""
+    old = completed(saga(*(step(name, after=()) for name in "abc")).definition, "a", "b", "c")
+    new = saga(
+        step("a", after=()), step("b", after=("x",)), step("x", after=()), step("c", after=("a",))
+    ).definition
+    plan = planned(old, "c", msgspec.structs.replace(new, version=2))
+    assert (plan.names, plan.anew) == (("a",), ("b", "x", "c"))
+    behind = saga(step("b", after=("x",)), step("x", after=()), step("c", after=("b",))).definition
+    assert asked(old, "c", msgspec.structs.replace(behind, version=2)) == (
+        "Step 'x', which comes before 'c', is new in version 2: fork from it or earlier."
     )
 
 

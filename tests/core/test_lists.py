@@ -24,6 +24,7 @@ from orchestrator.core.references import (
 )
 from orchestrator.core.state import Phase, SagaState, Status
 from shared.errors import DefinitionError
+from shared.messages import Failure
 from tests.core.builders import (
     NOTHING_TO_UNDO,
     SAGA_ID,
@@ -198,23 +199,33 @@ def test_an_empty_list_keeps_the_order_of_undoing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "kind"),
+    ("output", "kind", "message"),
     [
-        ({"id": 1}, "PayloadUnresolved"),
-        (None, "PayloadUnresolved"),
-        ([{"id": 1}] * 4, "TooManyItems"),
-        ([{"no": 1}], "PayloadUnresolved"),
+        ({"id": 1}, "PayloadUnresolved", "each of step 'l': the output of 'a' has no 'boxes'"),
+        (None, "PayloadUnresolved", "each of step 'l': the output of 'a' has no 'boxes'"),
+        ({"boxes": {}}, "PayloadUnresolved", "each of step 'l': dict is no list"),
+        (
+            {"boxes": [{"id": 1}] * 4},
+            "TooManyItems",
+            "each of step 'l' has 4 items; at most 3 are allowed (items_max)",
+        ),
+        (
+            {"boxes": [{"no": 1}]},
+            "PayloadUnresolved",
+            "payload of step 'l[0]': item 0 has no 'id'",
+        ),
     ],
 )
-def test_what_is_no_list_of_the_right_length_rejects_the_step(output: object, kind: str) -> None:
-    """Nothing has happened there."""
-    listed = step("l", each=Output("a"), payload={"x": Item("id")}, items_max=3)
+def test_what_is_no_list_of_the_right_length_rejects_the_step(
+    output: object, kind: str, message: str
+) -> None:
+    """Nothing has happened there, and another attempt would not help."""
+    listed = step("l", each=Output("a", "boxes"), payload={"x": Item("id")}, items_max=3)
     told = run(step("a"), listed)
     told.tell(succeeded("a", output=output))
     cause = told.known.cause
     assert cause is not None
-    assert cause.failure is not None
-    assert cause.failure.kind == kind
+    assert cause.failure == Failure(kind=kind, message=message, retryable=False)
 
 
 def test_a_list_of_approvals_waits_for_one_signal_each() -> None:
