@@ -11,13 +11,17 @@ from orchestrator.core.checks import DURATION_MAX, FACTOR_MAX, STEPS_MAX
 from orchestrator.core.definition import (
     NOTHING_TO_UNDO,
     Definition,
+    Gather,
     Input,
     Literal,
     Output,
     Retry,
     Saga,
+    Sleep,
     Step,
+    SubSaga,
     Undo,
+    WaitFor,
 )
 from shared import codec
 from shared.backoff import Backoff
@@ -334,6 +338,44 @@ def test_the_stored_form_has_every_default_filled_in() -> None:
     assert (first.undo_task, second.undo_task) == ("inventory.release", None)
 
 
+def test_the_stored_form_of_a_sub_saga() -> None:
+    """It goes to the orchestrators' queue, undoes itself, has time, and is done once; unless told."""
+    plain, told = purchase(
+        Step("a", SubSaga("hotel")),
+        Step(
+            "b",
+            SubSaga("hotel"),
+            NOTHING_TO_UNDO,
+            timeout=timedelta(hours=1),
+            retry=Retry(attempts=2),
+        ),
+    ).definition.steps
+    assert (plain.queue, plain.compensation) == ("saga.replies", Undo("saga.undo"))
+    assert (plain.timeout, plain.retry) == (timedelta(days=3650), Retry(attempts=1))
+    assert (told.queue, told.compensation) == ("saga.replies", NOTHING_TO_UNDO)
+    assert (told.timeout, told.retry) == (timedelta(hours=1), Retry(attempts=2))
+
+
+def test_what_a_step_does_in_a_word() -> None:
+    """In a graph and in the view of a saga."""
+    works = ("mail.send", WaitFor("ok"), Sleep(timedelta(1)), SubSaga("hotel"), Gather(("a", "b")))
+    (plan,) = purchase(step("a")).definition.steps
+    what = [msgspec.structs.replace(plan, action=work).what for work in works]
+    assert what == ["mail.send", "signal ok", "sleep", "saga hotel", "gather"]
+
+
+def test_workers_have_to_consume_the_queues_of_tasks() -> None:
+    """Each once; a sub-saga is started by an orchestrator, and a wait by nobody."""
+    saga = purchase(
+        Step("a", "mail.send", "mail.sorry"),
+        Step("b", SubSaga("hotel")),
+        Step("c", Sleep(timedelta(1))),
+        Step("d", "air.book", "air.cancel"),
+        Step("e", "mail.again", "mail.sorry"),
+    )
+    assert saga.definition.queues == ("mail", "air")
+
+
 @pytest.mark.parametrize(
     "value",
     [1, "x", None, (1, (2, 3)), {"a": (1,)}, {1: "one"}, timedelta(hours=1), frozenset({1})],
@@ -352,6 +394,9 @@ def test_retry_forever_has_no_last_attempt() -> None:
     """Its waits grow up to the given ceiling."""
     policy = Retry.forever(wait_max=timedelta(hours=1))
     assert (policy.attempts, policy.backoff.wait_max) == (None, timedelta(hours=1))
+    assert policy.after("Busy") is policy
+    busy = Retry(attempts=1)
+    assert Retry.forever(by_kind={"Busy": busy}).after("Busy") is busy
 
 
 # What is refused when a saga starts -----------------------------------------------------------

@@ -260,7 +260,18 @@ def test_a_list_that_is_skipped_is_not_spread_out() -> None:
         ((step("a", payload={"x": Item()}),), "payload 'x' is an Item, which only the payload"),
         ((step("a", when=eq(Item(), 1)),), "when is an Item"),
         ((step("a", when=eq(Input("x"), 1)),), "when is Input('x'), but the input has"),
+        ((step("a", when=all_of(eq(1, Input("x")))),), "when is Input('x'), but the input has"),
+        ((step("a", when=any_of(eq(Input("x"), 1))),), "when is Input('x'), but the input has"),
+        ((step("a", when=not_(exists(Input("x")))),), "when is Input('x'), but the input has"),
         ((step("a", when=eq(Input("order_id"), {1j})),), "when is not JSON"),
+        (
+            (step("a", when=exists(Input("order_id"))), step("b", when=eq(Output("a"), 1))),
+            "when is the output of 'a', which may be skipped; give it a default",
+        ),
+        (
+            (step("a", when=exists(Input("order_id"))), step("b", when=eq(1, Output("a")))),
+            "when is the output of 'a', which may be skipped; give it a default",
+        ),
         (
             (step("a", pivot=True, when=exists(Input("order_id"))),),
             "it is the pivot and has a when",
