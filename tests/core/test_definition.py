@@ -13,6 +13,7 @@ from orchestrator.core.definition import (
     Definition,
     Gather,
     Input,
+    Limit,
     Literal,
     Output,
     Retry,
@@ -102,6 +103,7 @@ NAME_RULE = (
         ({"version": True}, "version is True; expected `int`, got `bool`"),
         ({"deadline": timedelta(0)}, "deadline is 0:00:00; it must be positive"),
         ({"deadline": FAR}, "deadline is 3651 days, 0:00:00; at most 3650 days are allowed"),
+        ({"limit": Limit(in_flight=0)}, "limit.in_flight is 0; it must be 1 or more, or None"),
         ({"deadline": 60}, "deadline is 60; expected `duration | null`, got `int`"),
         ({"input": dict}, "input is <class 'dict'>; it must be a subclass of msgspec.Struct"),
         ({"input": "Order"}, "input is 'Order'; it must be a subclass of msgspec.Struct"),
@@ -123,6 +125,32 @@ NAME_RULE = (
 def test_a_wrong_saga_is_refused(options: dict[str, Any], expected: str) -> None:
     """Each field of the saga itself, with what is allowed."""
     assert problems(step("a"), **options) == [expected]
+
+
+def test_what_is_just_allowed() -> None:
+    """The longest names and times, the fewest of everything, and waits of no time at all."""
+    at_once = Backoff(wait_first=timedelta(0), wait_max=timedelta(0), factor=1)
+    once = Retry(attempts=1, backoff=at_once)
+    limit = Limit(in_flight=1)
+    last = step("b" * 64, retry=once, timeout=DURATION_MAX, items_max=1, limit=limit)
+    edge = Saga(
+        name="s" * 64,
+        version=1,
+        input=Order,
+        deadline=DURATION_MAX,
+        steps=(step("a", retry=Retry(backoff=Backoff(factor=FACTOR_MAX))), last),
+        limit=limit,
+    )
+    assert len(edge.definition.steps) == 2
+    most = tuple(step(f"s{number}") for number in range(STEPS_MAX))
+    assert len(Saga(name="s", version=1, input=Order, steps=most).steps) == STEPS_MAX
+
+
+def test_the_name_of_a_step_is_a_name_as_well() -> None:
+    """It stands in headers and in span names."""
+    assert problems(step("two words")) == [
+        f"step 'two words': it is named 'two words'; {NAME_RULE}"
+    ]
 
 
 def test_an_input_type_that_json_cannot_describe_is_refused() -> None:
@@ -168,6 +196,32 @@ def test_a_forgotten_comma_is_refused_in_words() -> None:
             {"retry": Retry(by_kind={"Busy": Retry(by_kind={"Busy": Retry()})})},
             "retry.by_kind['Busy'] has a by_kind of its own; leave it out",
         ),
+        ({"retry": 3}, "retry is 3; expected `object`, got `int`"),
+        (
+            {"compensation_retry": HALF},
+            "compensation_retry.attempts is 1.5; expected `int | null`, got `float`",
+        ),
+        (
+            {"retry": Retry(backoff=5)},  # type: ignore[arg-type]
+            "retry.backoff is 5; expected `object`, got `int`",
+        ),
+        (
+            {"retry": Retry(backoff=Backoff(wait_first=5))},  # type: ignore[arg-type]
+            "retry.backoff.wait_first is 5; expected `duration`, got `int`",
+        ),
+        (
+            {"retry": Retry(by_kind=[])},  # type: ignore[arg-type]
+            "retry.by_kind is []; expected `object`, got `array`",
+        ),
+        (
+            {"retry": Retry(by_kind={"Busy": 7})},  # type: ignore[dict-item]
+            "retry.by_kind is {'Busy': 7}; expected `object`, got `int` - at `$[...]`",
+        ),
+        (
+            {"retry": Retry(by_kind={"Busy": HALF})},
+            "retry.by_kind['Busy'].attempts is 1.5; expected `int | null`, got `float`",
+        ),
+        ({"limit": Limit(rate="fast")}, "limit.rate is 'fast'; write it as 10/s, 600/m or 5000/h"),
         ({"retry": HALF}, "retry.attempts is 1.5; expected `int | null`, got `float`"),
         (
             {"retry": Retry(backoff=Backoff(wait_first=SEVEN))},

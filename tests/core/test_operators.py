@@ -4,6 +4,8 @@ from datetime import timedelta
 
 import pytest
 
+from orchestrator.core.definition import WaitFor
+from orchestrator.core.events import CompensationRequested, StepSkipped
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -12,6 +14,7 @@ from orchestrator.core.messages import (
     Resolve,
     Resume,
     RetryNow,
+    Signal,
     Skip,
     Tick,
 )
@@ -30,6 +33,7 @@ from tests.core.builders import (
     step,
     succeeded,
     tags,
+    wait,
 )
 
 LONG = timedelta(minutes=10)
@@ -201,6 +205,22 @@ def test_a_compensation_that_gave_up_is_skipped() -> None:
     assert run.known.step("b").by_hand
 
 
+def test_only_an_undo_that_does_not_get_on_is_skipped() -> None:
+    """Not one in flight, and not the step that was never done or has been undone."""
+    run = Run(linear("a", "b", "c", "d"), succeeded("a"), succeeded("b"), succeeded("c"))
+    run.tell(rejected("d"), succeeded("c", direction="compensation"))
+    for name, phase in (("a", "succeeded"), ("b", "undoing"), ("c", "undone"), ("d", "rejected")):
+        refused = run.tell(Skip(step=name)).refused
+        assert refused == f"Step {name!r} is {phase} and cannot be skipped."
+
+
+def test_a_wait_that_is_over_is_not_skipped() -> None:
+    """Its output stands."""
+    run = Run(saga(wait("w", WaitFor("ok")), step("a")).definition, Signal(name="ok", data=1))
+    assert "cannot be skipped" in run.tell(Skip(step="w", output=2)).refused
+    assert run.known.step("w").output == 1
+
+
 def test_the_pivot_is_not_skipped_before_its_turn() -> None:
     """Only where it may have happened."""
     run = Run(PIVOT)
@@ -262,3 +282,25 @@ def test_a_vouched_pivot_that_happened_after_all_leaves_the_saga_stuck() -> None
     """The operator was wrong, and the history says so."""
     run = Run(PIVOT, succeeded("reserve"), failed("confirm"), CompensateNow(by="ada"))
     assert tags(run.tell(succeeded("confirm")).events) == ["step_succeeded", "saga_stuck"]
+    # It is on its way back all the same: a cancel says nothing new, another attempt makes no sense.
+    assert (run.tell(Cancel()).refused, run.last.events) == ("", ())
+    assert "can be tried again" in run.tell(RetryNow(step="confirm")).refused
+    run.tell(Skip(step="confirm", output="cancelled by phone", by="ada"))
+    assert run.events[-1] == StepSkipped(step="confirm", direction="compensation", by="ada")
+    run.tell(succeeded("reserve", direction="compensation"))
+    assert run.known.status is Status.COMPENSATED
+
+
+def test_a_pivot_is_vouched_for_whatever_its_last_attempt_was() -> None:
+    """Nothing of it is believed to stand any more, and what comes before it is undone."""
+    run = Run(PIVOT, succeeded("reserve"), failed("confirm"), RetryNow())
+    run.tell(failed("confirm", 2, failure=FOR_GOOD))
+    assert sent(run.tell(CompensateNow(by="ada"))) == [("reserve", "compensation", 1)]
+
+
+def test_nobody_vouches_for_a_pivot_that_can_be_undone() -> None:
+    """It may have happened, and so it is undone like any other step."""
+    pivot = saga(step("a"), step("p", pivot=True, retry=Retry(attempts=2)), step("b")).definition
+    run = Run(pivot, succeeded("a"), failed("p"))
+    assert sent(run.tell(CompensateNow(by="ada"))) == [("p", "compensation", 1)]
+    assert CompensationRequested(by="ada") in run.events
