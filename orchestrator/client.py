@@ -24,13 +24,16 @@ from orchestrator.core.messages import (
     RetryNow,
     Skip,
 )
+from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Status
+from orchestrator.core.terms import IN_FLIGHT
 from orchestrator.engine import Engine, Operated, Started
 from orchestrator.forks import Forked
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
 from orchestrator.retention import Archive, purge
 from orchestrator.search import Filter, find
-from orchestrator.views import SagaView, outcome_of, saga_view
+from orchestrator.sub_sagas import SUB_SAGA_DEPTH_MAX
+from orchestrator.views import SagaView, outcome_of, saga_view, sub_saga_of
 from shared.clock import monotonic, pause, utc_now
 from shared.errors import UnknownSaga
 from shared.messages import (
@@ -344,6 +347,21 @@ class Client:
         """
         row = self.row(saga_id)
         return self._engine.definition_of(row), row, self._store.history([saga_id])[saga_id]
+
+    def below(self, row: SagaRow) -> dict[str, SagaRow]:
+        """The sub-sagas that a saga waits for, and those that they wait for, by their ids."""
+        found: dict[str, SagaRow] = {}
+        above = [row]
+        for _ in range(SUB_SAGA_DEPTH_MAX):
+            awaited = [
+                sub_saga_of(planned, one.state)
+                for one in above
+                for planned in plan_of(self._engine.definition_of(one), one.state).sub_sagas
+                if one.state.step(planned.name).phase in IN_FLIGHT
+            ]
+            above = [*self._store.load(awaited).values()] if awaited else []
+            found.update({one.saga_id: one for one in above})
+        return found
 
     def wait(
         self,

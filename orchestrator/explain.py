@@ -1,16 +1,22 @@
 """Says in a paragraph why a saga is where it is, and what it waits for. Pure: no store, no broker."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Final
 
 from orchestrator.core.definition import Definition, PlannedStep, Sleep, SubSaga, WaitFor
 from orchestrator.core.events import Recorded, RoomAwaited, SagaPaused, StepDispatched
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Cause, CauseKind, Phase, SagaState, Status, StepState
+from orchestrator.core.terms import irrevocable, turning_back
 from orchestrator.ports import Control, SagaRow
 from orchestrator.rooms import GateView
 from orchestrator.views import sub_saga_of
+from shared.messages import TASK_UNKNOWN
 from shared.names import ORCHESTRATOR_QUEUE
+
+NO_ROWS: Final[Mapping[str, SagaRow]] = MappingProxyType({})
 
 
 def explain(
@@ -22,6 +28,7 @@ def explain(
     consumed: Collection[str] | None,
     awaited: Sequence[GateView] = (),
     pauses: Sequence[Control] = (),
+    below: Mapping[str, SagaRow] = NO_ROWS,
 ) -> str:
     """Why a saga is not moving, or that it has ended.
 
@@ -33,6 +40,7 @@ def explain(
         consumed: Queues that some worker consumes; None where nobody could be asked.
         awaited: What it waits for room in.
         pauses: Names that are paused.
+        below: The sub-sagas that it waits for, and those that they wait for, by id.
     """
     name = row.state.name
     return " ".join(
@@ -45,7 +53,21 @@ def explain(
                 if one.name == name and row.state.paused
             ),
             *(_room(gate, history, now) for gate in awaited if not row.state.paused),
+            *(_held_up(one) for one in below.values() if one.state.status is Status.STUCK),
         ]
+    )
+
+
+def _held_up(row: SagaRow) -> str:
+    """A saga that another one waits for, and that waits for an operator."""
+    stuck = (
+        f" at step {name!r}" + (f" ({step.failure.kind})" if step.failure else "")
+        for name, step in row.state.steps.items()
+        if step.stuck
+    )
+    return (
+        f"The saga {row.saga_id} ({row.state.name}) that it waits for is stuck{next(stuck, '')}: "
+        f"this one goes on when that one does. See `saga explain {row.saga_id}`."
     )
 
 
@@ -85,12 +107,13 @@ def _sentences(
         if state.cause:
             yield f"It turned back because {_because(state.cause)}."
         return
-    yield from _direction(state, history, now)
+    yield from _direction(definition, state, history, now)
     if state.not_before and state.not_before > now and not state.steps:
         yield f"Its first step begins at {_clock(state.not_before, now)}."
     for planned in definition.steps:
         step = state.step(planned.name)
-        sentence = _waits(planned, step, state, now) or _step(planned, step, history, now)
+        sentence = _waits(planned, step, state, now)
+        sentence = sentence or _step(definition, planned, state, history, now)
         if sentence:
             yield sentence
         in_flight = step.phase in {Phase.RUNNING, Phase.UNDOING} and not step.accepted
@@ -109,7 +132,9 @@ def _sentences(
         yield f"A timer is {late} late: no orchestrator works, or they cannot keep up."
 
 
-def _direction(state: SagaState, history: Sequence[Recorded], now: datetime) -> Iterator[str]:
+def _direction(
+    definition: Definition, state: SagaState, history: Sequence[Recorded], now: datetime
+) -> Iterator[str]:
     if state.paused:
         last = next((one for one in reversed(history) if isinstance(one.event, SagaPaused)), None)
         who = ""
@@ -122,7 +147,7 @@ def _direction(state: SagaState, history: Sequence[Recorded], now: datetime) -> 
             "It is stuck: its history has as many events as SAGA_HISTORY_EVENTS_MAX allows. Raise "
             "that and resume it, or resolve it."
         )
-    elif state.status is Status.STUCK:
+    elif state.status is Status.STUCK and (state.backward or not turning_back(definition, state)):
         yield "It is stuck: it can go neither on nor back without an operator."
     elif state.backward and state.cause:
         yield f"It is being undone, because {_because(state.cause)}."
@@ -191,15 +216,40 @@ def _waits(planned: PlannedStep, step: StepState, state: SagaState, now: datetim
             return ""
 
 
-def _step(
-    planned: PlannedStep, step: StepState, history: Sequence[Recorded], now: datetime
+def _unknown_task(
+    definition: Definition, planned: PlannedStep, state: SagaState, attempt: int
 ) -> str:
-    name, queue = planned.name, planned.queue
+    """What to do where no worker knows the task that a step, or its undo, is stuck at."""
+    undoing = state.step(planned.name).phase is Phase.UNDO_FAILED
+    task = planned.undo_task if undoing else planned.task
+    what = f"of step {planned.name!r}"
+    give_up = f"give it up with `saga compensate {state.saga_id}`"
+    if undoing:
+        what = f"that undoes step {planned.name!r}"
+        give_up = "`saga skip` it, or `saga resolve`, when it has been put right by hand"
+    elif irrevocable(definition, state):
+        give_up = "`saga skip` it, or `saga resolve`: there is no way back"
+    return (
+        f"No worker of the queue {planned.queue!r} knows the task {task!r} {what} (attempt "
+        f"{attempt}): deploy one that does, then `saga retry {state.saga_id}`; or {give_up}."
+    )
+
+
+def _step(
+    definition: Definition,
+    planned: PlannedStep,
+    state: SagaState,
+    history: Sequence[Recorded],
+    now: datetime,
+) -> str:
+    name, queue, step = planned.name, planned.queue, state.step(planned.name)
     failure = f" after {step.failure.kind}: {step.failure.message}" if step.failure else ""
     if step.stuck:
         undoing = step.phase is Phase.UNDO_FAILED
         what = f"Undoing step {name!r}" if undoing else f"Step {name!r}"
         times = step.undo_attempt if undoing else step.attempt
+        if step.failure and step.failure.kind == TASK_UNKNOWN and planned.task:
+            return _unknown_task(definition, planned, state, times)
         silent = f": nobody on the queue {queue!r} answered in time"
         return (
             f"{what} gave up{failure or silent} (attempt {times}). Look at it, then `saga retry`, "

@@ -28,6 +28,7 @@ from orchestrator.core.events import (
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    TaskUnknown,
     UndoRefused,
     UndoRequested,
     about,
@@ -51,6 +52,7 @@ _BY_OPERATORS: Final = (
 )
 _WARNINGS: Final = (
     StepRejected,
+    TaskUnknown,
     StepFailed,
     StepTimedOut,
     CancelRequested,
@@ -140,7 +142,7 @@ def _details(  # noqa: C901, PLR0912 - one case for each event
             return {"signal": name, "by": by}
         case StepSucceeded(execution=execution):
             return {"worker": execution.worker if execution else None}
-        case StepRejected(failure=failure):
+        case StepRejected(failure=failure) | TaskUnknown(failure=failure):
             return {"kind": failure.kind, "error": failure.message}
         case StepFailed(failure=failure, retry_at=retry_at):
             return {"kind": failure.kind, "error": failure.message, "retry_at": retry_at}

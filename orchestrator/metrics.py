@@ -21,6 +21,7 @@ from orchestrator.core.events import (
     StepRejected,
     StepSucceeded,
     StepTimedOut,
+    TaskUnknown,
 )
 from orchestrator.core.state import Phase, SagaState
 from orchestrator.ports import Change, SagaRow, Store, Survey
@@ -37,13 +38,14 @@ TIMER_LATE: Final = timedelta(seconds=5)
 SHOWN_FOR: Final = timedelta(seconds=30)
 """How long the last look at the store is shown: what cannot be asked is not known."""
 
-Ended = StepSucceeded | StepRejected | StepFailed | StepTimedOut
+Ended = StepSucceeded | StepRejected | TaskUnknown | StepFailed | StepTimedOut
 
 _OUTCOMES = {
     StepSucceeded: "succeeded",
     StepRejected: "rejected",
     StepFailed: "failed",
     StepTimedOut: "timed_out",
+    TaskUnknown: "task_unknown",
 }
 
 
@@ -146,7 +148,7 @@ def _measure(change: Change, before: SagaState | None, definition: Definition) -
     for recorded in change.events:
         event = recorded.event
         match event:
-            case StepSucceeded() | StepRejected() | StepFailed() | StepTimedOut():
+            case StepSucceeded() | StepRejected() | TaskUnknown() | StepFailed() | StepTimedOut():
                 if new:
                     new = False
                     catalog.STARTED.add(1, saga)
@@ -169,7 +171,7 @@ def _measure(change: Change, before: SagaState | None, definition: Definition) -
 def _measure_end(state: SagaState, started_at: datetime, ended_at: datetime) -> None:
     trace = state.trace
     # One that failed has a trace even if it was not sampled.
-    shown = trace.sampled or state.cause is not None
+    shown = trace.sampled or state.went_wrong
     catalog.DURATION.record_in(
         trace.trace_id if shown else "",
         trace.root_span_id,
@@ -181,7 +183,9 @@ def _measure_end(state: SagaState, started_at: datetime, ended_at: datetime) -> 
 def _measure_attempt(
     event: Ended, state: SagaState, before: SagaState | None, definition: Definition
 ) -> None:
-    direction: Direction = "action" if isinstance(event, StepRejected) else event.direction
+    direction: Direction = (
+        "action" if isinstance(event, StepRejected | TaskUnknown) else event.direction
+    )
     step = {
         names.SAGA_NAME: state.name,
         names.SAGA_STEP: event.step,

@@ -33,6 +33,7 @@ from orchestrator.core.events import (
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    TaskUnknown,
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import CauseKind, SagaState, Status
@@ -43,7 +44,7 @@ from shared.telemetry.spans import AttributeValue, SpanError, SpanKind, SpanLink
 
 TIMED_OUT: Final = "timeout"
 
-Ended = StepSucceeded | StepRejected | StepFailed | StepTimedOut
+Ended = StepSucceeded | StepRejected | TaskUnknown | StepFailed | StepTimedOut
 Sent = tuple[datetime, datetime]
 """When the publishing of a command began and ended."""
 
@@ -396,7 +397,9 @@ def _steps(saga_id: str, history: Iterable[Recorded]) -> dict[tuple[str, Directi
                 found.ended_at, found.outcome = recorded.at, event
                 found.sequence = recorded.sequence
         elif isinstance(event, Ended):
-            direction = "action" if isinstance(event, StepRejected) else event.direction
+            direction = (
+                "action" if isinstance(event, StepRejected | TaskUnknown) else event.direction
+            )
             # A step whose payload could not be built is rejected without an attempt.
             if (found := steps.get((event.step, direction))) is not None:
                 found.ended_at, found.outcome = recorded.at, event
@@ -422,6 +425,8 @@ def _outcome(event: Ended | StepSkipped | None) -> str:
             return "succeeded"
         case StepRejected():
             return CauseKind.REJECTED.value
+        case TaskUnknown():
+            return "task_unknown"
         case StepFailed():
             return CauseKind.FAILED.value
         case StepTimedOut():
@@ -432,7 +437,11 @@ def _outcome(event: Ended | StepSkipped | None) -> str:
 
 def _outcome_error(event: Ended | StepSkipped | None) -> SpanError | None:
     match event:
-        case StepRejected(failure=failure) | StepFailed(failure=failure):
+        case (
+            StepRejected(failure=failure)
+            | TaskUnknown(failure=failure)
+            | StepFailed(failure=failure)
+        ):
             return _error(failure, fallback="error")
         case StepTimedOut():
             return SpanError(type=TIMED_OUT, message="no reply before the deadline")

@@ -49,6 +49,7 @@ from orchestrator.core.events import (
     StepSucceeded,
     StepTimedOut,
     SubSagaBegan,
+    TaskUnknown,
     UndoRefused,
     UndoRequested,
     about,
@@ -256,7 +257,7 @@ def _up_to_the_next(definition: Definition, events: tuple[Event, ...]) -> tuple[
 
 def _replied(definition: Definition, event: Event) -> bool:
     """Whether a participant must have said so: waits end by themselves."""
-    if not isinstance(event, StepSucceeded | StepFailed | StepRejected):
+    if not isinstance(event, StepSucceeded | StepFailed | StepRejected | TaskUnknown):
         return False
     planned = definition.by_name.get(event.step)
     by_itself = isinstance(event, StepRejected) and event.failure.kind.endswith(_UNRESOLVED)
@@ -318,7 +319,7 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
             outcome: Outcome = Succeeded(output=event.output, undo=event.undo)
             reply = _reply(state, event.step, direction, event.attempt, outcome, event.execution)
             return (reply, Tick())
-        case StepRejected():
+        case StepRejected() | TaskUnknown():
             outcome = Rejected(failure=event.failure)
             reply = _reply(state, event.step, "action", event.attempt, outcome, event.execution)
             return (reply, Tick())

@@ -137,7 +137,7 @@ class SagaTracing:
             or any(isinstance(event, SagaStuck | HistoryFull) for event in events)
         ):
             return False
-        wrong = state.cause is not None or state.status is not Status.COMPLETED
+        wrong = state.went_wrong or state.status is not Status.COMPLETED
         return state.trace.sampled or wrong
 
     def ended(

@@ -33,6 +33,7 @@ from orchestrator.core.events import (
     StepSkipped,
     StepSucceeded,
     StepTimedOut,
+    TaskUnknown,
     UndoRefused,
     UndoRequested,
     about,
@@ -347,7 +348,7 @@ def _detail(event: Event) -> str:  # noqa: C901, PLR0912 - one case for each eve
             return f"{name}, by {by}" if by else name
         case StepSucceeded(execution=execution):
             return f"by {execution.worker}" if execution else ""
-        case StepRejected(failure=failure):
+        case StepRejected(failure=failure) | TaskUnknown(failure=failure):
             return f"{failure.kind}: {failure.message}"
         case StepFailed(failure=failure, retry_at=retry_at):
             return f"{failure.kind}: {failure.message}{_again(retry_at)}"

@@ -6,7 +6,7 @@ arguments are its fields. No exception crosses the broker: a failure is a value.
 """
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -18,6 +18,13 @@ FAILURE_TRACEBACK_CHARS_MAX = 8_000
 TRACEBACK_CHARS_READ = 4 * FAILURE_TRACEBACK_CHARS_MAX
 """More is searched for secrets than is kept: none must hide at the edge."""
 PROGRESS_BYTES_MAX = 4_096
+
+TASK_UNKNOWN: Final = "TaskUnknown"
+"""Kind of the failure that a worker answers with for a task that it does not know.
+
+No participant should reject a step with it: an action with this kind has not been refused, it never
+ran, and an operator decides.
+"""
 
 AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
 

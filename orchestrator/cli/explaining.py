@@ -26,9 +26,17 @@ def explain(
     with session.reading() as client:
         definition, row, history = client.story(saga_id)
         awaited, pauses = client.controls.awaited(row), client.controls.pauses()
+        below = client.below(row)
     consumed = _consumed() if ask and not row.state.status.final else None
     text = explained(
-        definition, row, history, utc_now(), consumed=consumed, awaited=awaited, pauses=pauses
+        definition,
+        row,
+        history,
+        utc_now(),
+        consumed=consumed,
+        awaited=awaited,
+        pauses=pauses,
+        below=below,
     )
     if as_json:
         state = row.state

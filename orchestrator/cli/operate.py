@@ -236,6 +236,8 @@ def _act(
             "Name sagas by their ids, or by a filter, and not both.",
             hint="For example --status stuck --name place-order; --dry-run shows what would follow.",
         )
+    if not saga_ids and not wanted.statuses:
+        wanted = _active(wanted)  # nothing can be done to the others
     with session.acting() as client:
         from orchestrator.reports import operation_report
 
@@ -274,10 +276,16 @@ def _whole(wanted: "Filter", method: str) -> "Filter":
     """The sagas of a name that can be paused, or resumed."""
     import msgspec
 
+    return msgspec.structs.replace(_active(wanted), paused=method == "resume")
+
+
+def _active(wanted: "Filter") -> "Filter":
+    """Those of them that have not ended."""
+    import msgspec
+
     from orchestrator.core.state import ACTIVE
 
-    active = tuple(sorted(ACTIVE))
-    return msgspec.structs.replace(wanted, statuses=active, paused=method == "resume")
+    return msgspec.structs.replace(wanted, statuses=tuple(sorted(ACTIVE)))
 
 
 def _confirm(sagas: int, *, yes: bool, later: bool) -> None:

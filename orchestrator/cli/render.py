@@ -37,6 +37,7 @@ _EVENTS: Final = {
     ("step_dispatched", "action"): ("sent", ""),
     ("step_succeeded", "action"): ("succeeded", "green"),
     ("step_rejected", "action"): ("rejected", "red"),
+    ("task_unknown", "action"): ("task unknown", "red"),
     ("step_failed", "action"): ("failed", "red"),
     ("step_timed_out", "action"): ("timed out", "red"),
     ("step_dispatched", "compensation"): ("undo sent", ""),

@@ -33,7 +33,7 @@ from orchestrator.core.messages import (
 from orchestrator.core.state import FINAL, Phase, SagaState, Status, evolve
 from orchestrator.core.timers import wake_at
 from shared.ids import Direction
-from shared.messages import Failed, Failure, Outcome, Rejected, Reply, Succeeded
+from shared.messages import TASK_UNKNOWN, Failed, Failure, Outcome, Rejected, Reply, Succeeded
 
 _BEGIN: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _BROKEN: Final = Failure(kind="Broken")
@@ -42,6 +42,8 @@ _OUTCOMES: Final[tuple[Outcome, ...]] = (
     Rejected(failure=_BROKEN),
     Failed(failure=_BROKEN),
 )
+_UNHEARD: Final = "unheard"
+"""The sample whose task is not known to every worker."""
 _TWICE: Final = Retry(attempts=2)
 _ATTEMPTS_MAX: Final = 3
 """Beyond so many attempts no operator asks for another: the walk has to end."""
@@ -56,13 +58,15 @@ it. Every arrow is an event that was seen while the machine was walked.
 
 {sagas}
 
-`resolved` is what an operator makes of a stuck saga. A saga of any active status may be paused: nothing
+`resolved` is what an operator makes of a stuck saga. One whose task no worker knows is stuck before its pivot too, and
+may still turn back. A saga of any active status may be paused: nothing
 new begins then until it is resumed.
 
 ## A step
 
 `rejected` means that nothing happened, for certain; `failed` that nobody knows. What is `succeeded`
-or `failed` may stand in the world and is undone on the way back. The saga goes on after a `skipped` step
+or `failed` may stand in the world and is undone on the way back. A `rejected` or `failed` step whose task no worker knew
+is no reason to turn back. The saga goes on after a `skipped` step
 as if it had been done.
 
 {steps}
@@ -95,7 +99,7 @@ def document() -> str:
 
 
 def _samples() -> Iterator[Definition]:
-    """One that can be undone as a whole, one with a pivot, one whose payload leads to nothing, one that waits."""
+    """One that can be undone as a whole, one with a pivot, one whose payload leads to nothing, one that waits, one whose task is not known."""
 
     def step(name: str, **options: Any) -> Step:
         every = {"compensation": "undo", "retry": _TWICE, "compensation_retry": _TWICE}
@@ -108,6 +112,7 @@ def _samples() -> Iterator[Definition]:
         ("pivot", (step("a"), pivot, step("c", compensation=None))),
         ("unresolved", (step("a"), step("b", payload={"x": Output("a", "missing")}))),
         ("waits", (wait, step("b"))),
+        (_UNHEARD, (step("a"),)),
     ):
         saga = Saga(name=name, version=1, input=_NoInput, steps=steps, deadline=timedelta(hours=1))
         yield saga.definition
@@ -146,7 +151,7 @@ def _arrivals(
         }
         for direction, sent in attempts.items():
             for attempt in range(1, sent + 1):
-                for outcome in _OUTCOMES:
+                for outcome in _outcomes(definition):
                     reply = Reply(
                         saga_id=state.saga_id,
                         step=name,
@@ -167,6 +172,12 @@ def _arrivals(
     for at in (wake_at(definition, state), state.deadline_at):
         if at is not None:
             yield Tick(), max(now, at)
+
+
+def _outcomes(definition: Definition) -> tuple[Outcome, ...]:
+    if definition.name != _UNHEARD:
+        return _OUTCOMES
+    return (*_OUTCOMES, Rejected(failure=Failure(kind=TASK_UNKNOWN)))
 
 
 def _without_times(state: SagaState | None) -> str:

@@ -219,6 +219,15 @@ class StepRejected(msgspec.Struct, frozen=True, kw_only=True, tag="step_rejected
     execution: Execution | None = None
 
 
+class TaskUnknown(msgspec.Struct, frozen=True, kw_only=True, tag="task_unknown"):
+    """The worker did not know the task of an action: this attempt never ran, and nobody said no."""
+
+    step: str
+    attempt: int
+    failure: Failure
+    execution: Execution | None = None
+
+
 class StepFailed(msgspec.Struct, frozen=True, kw_only=True, tag="step_failed"):
     """An exception; nobody knows what happened. Without `retry_at` this was the last attempt."""
 
@@ -361,6 +370,7 @@ Event = (
     | SignalReceived
     | StepSucceeded
     | StepRejected
+    | TaskUnknown
     | StepFailed
     | StepTimedOut
     | CancelRequested
@@ -391,7 +401,7 @@ def about(event: Event) -> tuple[str, Direction, int | None] | None:
     match event:
         case StepDispatched() | StepAccepted() | StepSucceeded() | StepFailed() | StepTimedOut():
             return event.step, event.direction, event.attempt
-        case StepRejected() | StepRecalled() | SubSagaBegan():
+        case StepRejected() | TaskUnknown() | StepRecalled() | SubSagaBegan():
             return event.step, "action", event.attempt
         case StepExpanded() | StepCopied():
             return event.step, "action", None

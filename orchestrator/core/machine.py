@@ -9,6 +9,7 @@ about *what follows* is written once, whatever message made it true:
     forward                 a step whose predecessors succeeded is dispatched, a due retry too
     a cause has come up     the steps in flight end, nothing new begins, then compensation starts
     backward                a step is undone once everything after it is cleared
+    nobody knows the task   an operator decides; steps that do not need that one go on
     the end                 all succeeded: completed; all cleared: compensated
     paused                  facts are taken, and nothing follows from them until it is resumed
     no room                 a limit that sagas share is reached: what would begin waits for it
@@ -61,6 +62,7 @@ from orchestrator.core.terms import (
     cleared,
     gave_up,
     is_done,
+    may_be_stuck,
     may_stand,
     turning_back,
 )
@@ -204,7 +206,7 @@ def _wanted(definition: Definition, state: SagaState, now: datetime) -> Iterator
     """The event that the state asks for; where that is an attempt that has no room, the next one."""
     if state.status.final:
         return
-    if state.backward or state.cause:
+    if may_be_stuck(state):
         for planned in definition.steps:
             if gave_up(definition, state, planned) and not state.step(planned.name).stuck:
                 direction: Direction = "compensation" if state.backward else "action"

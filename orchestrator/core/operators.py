@@ -160,9 +160,8 @@ def _may_retry(definition: Definition, state: SagaState, name: str) -> Direction
     step = state.step(name)
     if step.phase in {Phase.UNDO_RETRYING, Phase.UNDO_FAILED}:
         return "compensation"
-    waits = step.phase is Phase.RETRYING and not turning_back(definition, state)
-    given_up = step.stuck and not state.backward
-    return "action" if waits or given_up else None
+    held_up = step.phase is Phase.RETRYING or step.stuck
+    return "action" if held_up and not turning_back(definition, state) else None
 
 
 def _to_skip(definition: Definition, state: SagaState, name: str) -> Direction | None:
@@ -182,7 +181,8 @@ def _unknown_pivot(definition: Definition, state: SagaState) -> str:
     pivot = definition.pivot
     if pivot is None or not unsafe(pivot):
         return ""
-    unknown = state.step(pivot.name).phase in {Phase.RETRYING, Phase.FAILED}
+    step = state.step(pivot.name)
+    unknown = step.phase in {Phase.RETRYING, Phase.FAILED} and step.may_have_run
     return pivot.name if unknown else ""
 
 

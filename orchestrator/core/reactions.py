@@ -24,6 +24,7 @@ from orchestrator.core.events import (
     StepRejected,
     StepSucceeded,
     StepTimedOut,
+    TaskUnknown,
     UndoRequested,
 )
 from orchestrator.core.messages import (
@@ -43,10 +44,10 @@ from orchestrator.core.messages import (
     Tick,
     Undo,
 )
-from orchestrator.core.state import Beat, Phase, SagaState, evolve
+from orchestrator.core.state import Beat, Phase, SagaState, StepState, evolve
 from orchestrator.core.terms import IN_FLIGHT, attempts, deadline_applies
 from shared.ids import Direction
-from shared.messages import Accepted, Failed, Rejected, Reply, Succeeded
+from shared.messages import TASK_UNKNOWN, Accepted, Failed, Rejected, Reply, Succeeded
 
 HEARTBEAT_INTERVAL_MIN: Final = timedelta(seconds=1)
 """Signs of life that come faster than this do not count."""
@@ -128,6 +129,14 @@ def _action_replied(
                     undo=undo,
                     execution=reply.execution,
                 )
+        case Rejected(failure=failure) if _unknown_task(definition, step, reply):
+            if current and step.phase in {Phase.RUNNING, Phase.RETRYING}:
+                yield TaskUnknown(
+                    step=reply.step,
+                    attempt=reply.attempt,
+                    failure=failure,
+                    execution=reply.execution,
+                )
         case Rejected(failure=failure):
             if current and step.phase in {Phase.RUNNING, Phase.RETRYING}:
                 yield StepRejected(
@@ -152,6 +161,21 @@ def _action_replied(
             yield from _accepted(definition, state, reply, now)
         case _:
             assert_never(reply.outcome)
+
+
+def _unknown_task(definition: Definition, step: StepState, reply: Reply) -> bool:
+    """Whether an action was not refused: the worker that got it does not know its task.
+
+    A sub-saga passes on why it was undone, and whoever has accepted an attempt knew its task: they
+    refuse.
+    """
+    outcome = reply.outcome
+    return (
+        isinstance(outcome, Rejected)
+        and outcome.failure.kind == TASK_UNKNOWN
+        and bool(definition.by_name[reply.step].task)
+        and not step.accepted
+    )
 
 
 def _compensation_replied(

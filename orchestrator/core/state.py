@@ -46,6 +46,7 @@ from orchestrator.core.events import (
     StepSucceeded,
     StepTimedOut,
     SubSagaBegan,
+    TaskUnknown,
     Trace,
     UndoRefused,
     UndoRequested,
@@ -133,6 +134,8 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         by_hand: An operator said that it, or its undo, counts as done, or that it never happened.
         origin: Who has done it, where that is another saga, from which this one was forked.
         heir: The fork of this saga to which its effect belongs by now.
+        never_ran: Attempts, from the first one on, that certainly did not run: no worker knew the
+            task.
     """
 
     phase: Phase = Phase.PENDING
@@ -151,6 +154,12 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: Origin | None = None
     heir: str = ""
     began: bool = False
+    never_ran: int = 0
+
+    @property
+    def may_have_run(self) -> bool:
+        """Whether an attempt has been made that is not known never to have run."""
+        return self.attempt > self.never_ran
 
 
 PENDING = StepState()
@@ -205,6 +214,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             until the attempt ends. So they stand in the row and not in the history.
         awaited: What waits for room within a limit: steps, by their name in the definition, and the
             empty name for the saga itself.
+        unknown_task: A worker did not know a task: something went wrong, and it is no cause.
         inquiries: Of the steps in flight that are sagas, by step: no part of the fold either, for
             a saga may wait for another one for years.
     """
@@ -231,7 +241,13 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     items: dict[str, int] = {}
     beats: dict[str, Beat] = {}
     awaited: tuple[str, ...] = ()
+    unknown_task: bool = False
     inquiries: dict[str, Inquiry] = {}
+
+    @property
+    def went_wrong(self) -> bool:
+        """Whether something did that it might not have got over."""
+        return self.cause is not None or self.unknown_task
 
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
@@ -309,6 +325,8 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
             return _with_step(state, event.step, phase=Phase.UNDONE, due_at=None, stuck=False)
         case StepRejected():
             return _after_rejection(state, event)
+        case TaskUnknown():
+            return _after_unknown_task(state, event)
         case StepFailed() | StepTimedOut():
             return _after_failure(state, event)
         case CancelRequested():
@@ -376,10 +394,22 @@ def _after_success(state: SagaState, event: StepSucceeded) -> SagaState:
 
 
 def _after_rejection(state: SagaState, event: StepRejected) -> SagaState:
-    # "Nothing happened" is said of this attempt; of an earlier one nobody knows.
-    phase = Phase.REJECTED if event.attempt == 1 else Phase.FAILED
+    # "Nothing happened" is said of this attempt; of an earlier one that ran nobody knows.
+    first = event.attempt == state.step(event.step).never_ran + 1
+    phase = Phase.REJECTED if first else Phase.FAILED
     state = _with_step(state, event.step, phase=phase, due_at=None, failure=event.failure)
     return _because(state, Cause(kind=CauseKind.REJECTED, step=event.step, failure=event.failure))
+
+
+def _after_unknown_task(state: SagaState, event: TaskUnknown) -> SagaState:
+    """It gave up, and that is no cause to turn back."""
+    never_ran = state.step(event.step).never_ran
+    if event.attempt == never_ran + 1:
+        never_ran = event.attempt
+    phase = Phase.REJECTED if event.attempt == never_ran else Phase.FAILED
+    known = {"due_at": None, "failure": event.failure, "never_ran": never_ran}
+    state = _replace(state, unknown_task=True)
+    return _with_step(state, event.step, phase=phase, **known)
 
 
 def _after_failure(state: SagaState, event: StepFailed | StepTimedOut) -> SagaState:
@@ -432,14 +462,16 @@ def _cancelled(reason: str) -> Cause:
 
 
 def _turn_back(state: SagaState) -> SagaState:
-    """A step that waited for its next attempt will not get it: what it left is unknown."""
-    steps = {
-        name: _replace(step, phase=Phase.FAILED, due_at=None)
-        if step.phase is Phase.RETRYING
-        else step
-        for name, step in state.steps.items()
-    }
+    """A step that waited for its next attempt, or an operator, will not get it."""
+    steps = {name: _left_behind(step) for name, step in state.steps.items()}
     return _with_status(_replace(state, backward=True, steps=steps, awaited=()))
+
+
+def _left_behind(step: StepState) -> StepState:
+    if step.phase is Phase.RETRYING:
+        phase = Phase.FAILED if step.may_have_run else Phase.REJECTED
+        return _replace(step, phase=phase, due_at=None)
+    return _replace(step, stuck=False) if step.stuck else step
 
 
 def _because(state: SagaState, cause: Cause) -> SagaState:

@@ -16,18 +16,22 @@ DONE: Final = frozenset({Phase.SUCCEEDED, Phase.SKIPPED})
 """Phases of a step that the next one may build on."""
 
 
+_OF_UNKNOWN_END: Final = frozenset({Phase.RETRYING, Phase.FAILED})
+_GAVE_UP: Final = frozenset({Phase.FAILED, Phase.REJECTED})
+
+
 def may_stand(step: StepState) -> bool:
     """Whether an effect of the step may exist that nobody is undoing yet."""
     if step.phase is Phase.SKIPPED:
         # An operator went on without it, but an attempt had gone out.
-        return step.attempt > 0
+        return step.may_have_run
     return step.phase in {Phase.SUCCEEDED, Phase.FAILED}
 
 
 def is_gone(step: StepState) -> bool:
     """Whether nothing of the step exists, for certain."""
     if step.phase is Phase.SKIPPED:
-        return step.attempt == 0
+        return not step.may_have_run
     return step.phase in {Phase.PENDING, Phase.REJECTED, Phase.UNDONE}
 
 
@@ -58,8 +62,8 @@ def irrevocable(definition: Definition, state: SagaState) -> bool:
         return False
     step = state.step(pivot.name)
     # Another attempt in flight does not make the first one known again.
-    again = step.phase is Phase.RUNNING and step.attempt > 1
-    unknown = again or step.phase in {Phase.RETRYING, Phase.FAILED}
+    again = step.phase is Phase.RUNNING and step.attempt > step.never_ran + 1
+    unknown = again or (step.phase in _OF_UNKNOWN_END and step.may_have_run)
     return step.phase in DONE or (unsafe(pivot) and unknown)
 
 
@@ -85,9 +89,21 @@ def gave_up(definition: Definition, state: SagaState, planned: PlannedStep) -> b
         return step.phase is Phase.UNDO_FAILED or (
             planned.compensation is None and may_stand(step)
         )
-    if planned.name in definition.beyond_pivot:
-        return step.phase in {Phase.FAILED, Phase.REJECTED}
+    if planned.name in definition.beyond_pivot or state.cause is None:
+        return step.phase in _GAVE_UP
     return unsafe(planned) and step.phase is Phase.FAILED
+
+
+def may_be_stuck(state: SagaState) -> bool:
+    """Whether a step may have given up without turning the saga back: `gave_up` tells.
+
+    Without a cause that is one whose task no worker knows.
+    """
+    return (
+        state.backward
+        or state.cause is not None
+        or any(step.phase in _GAVE_UP for step in state.steps.values())
+    )
 
 
 def cleared(definition: Definition, state: SagaState) -> frozenset[str]:

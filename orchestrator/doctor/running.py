@@ -143,7 +143,7 @@ def _check_queues(
                 CHECK,
                 Code.TASK_UNKNOWN,
                 f"{', '.join(names)} consumes the queue {queue} and does not know "
-                f"{', '.join(sorted(missing))}: {tasks[task]} fails as TaskUnknown there.",
+                f"{', '.join(sorted(missing))}: {tasks[task]} leaves its saga stuck there as TaskUnknown.",
                 "Register the task in that app, or import its module there; a worker of another app "
                 "must not consume this queue.",
                 queue=queue,

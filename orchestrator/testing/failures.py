@@ -15,7 +15,7 @@ from orchestrator.core.definition import (
     WaitFor,
     reachable,
 )
-from orchestrator.core.events import StepFailed, StepRejected, StepTimedOut
+from orchestrator.core.events import StepFailed, StepRejected, StepTimedOut, TaskUnknown
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, SagaState, Status
 from orchestrator.testing.answers import (
@@ -324,9 +324,12 @@ def _count(coverage: Coverage, bench: Bench) -> None:
     coverage.runs += 1
     coverage.endings[bench.status.value] += 1
     failures = [
-        (_plain(event.step), "action" if isinstance(event, StepRejected) else event.direction)
+        (
+            _plain(event.step),
+            "action" if isinstance(event, StepRejected | TaskUnknown) else event.direction,
+        )
         for event in bench.history
-        if isinstance(event, StepRejected | StepFailed | StepTimedOut)
+        if isinstance(event, StepRejected | TaskUnknown | StepFailed | StepTimedOut)
     ]
     steps = bench.state.steps
     # A sub-saga has no effect of its own; a step that runs for each item has several.

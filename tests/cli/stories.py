@@ -14,7 +14,16 @@ from orchestrator.transport.memory import MemoryTransport
 from orchestrator.views import SagaView
 from shared.backoff import Backoff
 from shared.ids import Direction
-from shared.messages import Execution, Failed, Failure, Outcome, Rejected, Reply, Succeeded
+from shared.messages import (
+    TASK_UNKNOWN,
+    Execution,
+    Failed,
+    Failure,
+    Outcome,
+    Rejected,
+    Reply,
+    Succeeded,
+)
 from tests.core.builders import Order
 
 T0 = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -55,6 +64,14 @@ class Story:
     def succeeds(self, step: str, attempt: int = 1, direction: Direction = "action") -> None:
         """The step succeeds."""
         self._reply(step, attempt, direction, Succeeded(output={"ref": step}))
+
+    def is_unheard(self, step: str, direction: Direction = "action") -> None:
+        """No worker knows the task, and one says so."""
+        failure = Failure(kind=TASK_UNKNOWN, message="No worker knows it.", retryable=False)
+        undo = direction == "compensation"
+        self._reply(
+            step, 1, direction, Failed(failure=failure) if undo else Rejected(failure=failure)
+        )
 
     def rejects(self, step: str) -> None:
         """The participant says no."""

@@ -19,7 +19,16 @@ from orchestrator.core.events import Event, Trace
 from orchestrator.core.machine import Decision, Message, Start, decide
 from orchestrator.core.state import SagaState
 from shared.ids import Direction
-from shared.messages import Accepted, Failed, Failure, Outcome, Rejected, Reply, Succeeded
+from shared.messages import (
+    TASK_UNKNOWN,
+    Accepted,
+    Failed,
+    Failure,
+    Outcome,
+    Rejected,
+    Reply,
+    Succeeded,
+)
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SAGA_ID = "0199c8a0-0000-7000-8000-000000000001"
@@ -28,6 +37,7 @@ TRACE = Trace(trace_id="0af7651916cd43dd8448eb211c80319c", root_span_id="b7ad6b7
 FAILURE = Failure(kind="ConnectionError", message="no route to host")
 FOR_GOOD = Failure(kind="ValueError", message="never", retryable=False)
 REFUSAL = Failure(kind="sold_out", message="none left", retryable=False)
+UNHEARD = Failure(kind=TASK_UNKNOWN, message="No worker knows the task.", retryable=False)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +88,11 @@ def succeeded(
 def rejected(name: str, attempt: int = 1, direction: Direction = "action") -> Reply:
     """A reply that says that nothing happened."""
     return _reply(name, attempt, direction, Rejected(failure=REFUSAL))
+
+
+def unheard(name: str, attempt: int = 1) -> Reply:
+    """A reply that says that no worker knows the task of an action."""
+    return _reply(name, attempt, "action", Rejected(failure=UNHEARD))
 
 
 def failed(
@@ -168,6 +183,7 @@ __all__ = [
     "START_TWO",
     "T0",
     "TRACE",
+    "UNHEARD",
     "Order",
     "Orders",
     "Retry",
@@ -181,5 +197,6 @@ __all__ = [
     "step",
     "succeeded",
     "tags",
+    "unheard",
     "wait",
 ]

@@ -44,6 +44,7 @@ from orchestrator.core.events import (
     StepSucceeded,
     StepTimedOut,
     SubSagaBegan,
+    TaskUnknown,
     UndoRefused,
     UndoRequested,
 )
@@ -155,7 +156,8 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
         assert not never, "an attempt that is never timed out, or a retry that is never made"
         assert state.status is Status.STUCK, "a saga that nothing will ever move again"
     else:
-        assert flying or state.not_before, "woken for nothing"
+        late = wake_at == state.deadline_at and state.cause is None
+        assert flying or state.not_before or late, "woken for nothing"
         asked_at = [inquiry.at for inquiry in state.inquiries.values()]
         assert state.full or wake_at <= min(asked_at, default=wake_at), "asked too late"
     if not state.backward:
@@ -354,9 +356,15 @@ def _check_event(  # noqa: C901, PLR0912, PLR0915 - one case for each event
         case StepRejected():
             assert not state.backward
             assert state.step(event.step).phase in {Phase.RUNNING, Phase.RETRYING, Phase.PENDING}
-            if event.attempt > 1:
+            if event.attempt > state.step(event.step).never_ran + 1:
                 after = evolve(state, event).step(event.step).phase
                 assert after is Phase.FAILED, "the earlier attempts may have done it"
+        case TaskUnknown():
+            assert not state.backward
+            assert definition.by_name[event.step].task
+            assert state.step(event.step).phase in {Phase.RUNNING, Phase.RETRYING}
+            told = evolve(state, event)
+            assert told.cause == state.cause, "a reason to turn back, though nobody said no"
         case StepTimedOut() if definition.by_name[event.step].waits:
             _check_wait_ended(definition, state, event, now)
         case StepFailed() | StepTimedOut():
@@ -580,7 +588,10 @@ def _check_turn(definition: Definition, state: SagaState) -> None:
         if planned.pivot:
             assert phase is not Phase.SUCCEEDED, "turned back behind the pivot"
         if _unsafe(planned):
-            assert phase in {Phase.PENDING, Phase.REJECTED}, "turned back at an unknown pivot"
+            known = phase is Phase.RETRYING and not _may_have_run(state.step(planned.name))
+            assert known or phase in {Phase.PENDING, Phase.REJECTED}, (
+                "turned back at an unknown pivot"
+            )
 
 
 def _check_stuck(definition: Definition, state: SagaState, event: SagaStuck) -> None:
@@ -603,14 +614,18 @@ def descendants(definition: Definition, name: str) -> set[str]:
     return found
 
 
+def _may_have_run(step: StepState) -> bool:
+    return step.attempt > step.never_ran
+
+
 def _may_stand(step: StepState) -> bool:
-    sent_and_skipped = step.phase is Phase.SKIPPED and step.attempt > 0
+    sent_and_skipped = step.phase is Phase.SKIPPED and _may_have_run(step)
     return step.phase in UNKNOWN_OR_DONE or sent_and_skipped
 
 
 def _nothing_left(planned: PlannedStep, step: StepState) -> bool:
     declared = isinstance(planned.compensation, NothingToUndo) and _may_stand(step)
-    never_sent = step.phase is Phase.SKIPPED and step.attempt == 0
+    never_sent = step.phase is Phase.SKIPPED and not _may_have_run(step)
     return declared or never_sent or step.phase in GONE
 
 
@@ -623,9 +638,9 @@ def _passed_pivot(definition: Definition, state: SagaState) -> bool:
     for planned in definition.steps:
         step = state.step(planned.name)
         if planned.pivot and not state.backward:
-            unknown = step.phase in {Phase.RETRYING, Phase.FAILED} or (
-                step.phase is Phase.RUNNING and step.attempt > 1
-            )
+            flying = step.phase is Phase.RUNNING
+            unknown = step.phase in {Phase.RETRYING, Phase.FAILED} or flying
+            unknown = unknown and step.attempt - flying > step.never_ran
             return step.phase in FOLLOWED or (_unsafe(planned) and unknown)
     return False
 
@@ -639,6 +654,8 @@ def _given_up(definition: Definition, state: SagaState, planned: PlannedStep) ->
     if state.backward:
         lost = planned.compensation is None and _may_stand(state.step(planned.name))
         return phase is Phase.UNDO_FAILED or lost
+    if state.cause is None:
+        return phase in {Phase.FAILED, Phase.REJECTED}
     if _unsafe(planned):
         return phase is Phase.FAILED
     pivot = definition.pivot
@@ -648,7 +665,9 @@ def _given_up(definition: Definition, state: SagaState, planned: PlannedStep) ->
 
 def _status(definition: Definition, state: SagaState) -> Status:
     """The status that the phases of the steps ask for."""
-    if any(_given_up(definition, state, planned) for planned in definition.steps):
+    # Stuck before the pivot, and with a cause by now: until what is in flight has ended.
+    until_it_turns = not state.backward and any(one.stuck for one in state.steps.values())
+    if until_it_turns or any(_given_up(definition, state, one) for one in definition.steps):
         resolved = state.status is Status.RESOLVED
         return Status.RESOLVED if resolved else Status.STUCK
     steps = [state.step(planned.name) for planned in definition.steps]

@@ -19,6 +19,8 @@ class Effect(IntEnum):
     """Said no, and keeps saying so."""
     UNDONE = auto()
     """Stood once; a duplicate of the action gets the stored success, and does nothing."""
+    UNHEARD = auto()
+    """No worker knows its task, and none ever will."""
     CLOSED = auto()
     """Undone before it came, or after it was refused: nothing can happen any more."""
 
@@ -34,6 +36,8 @@ class Choice(Enum):
     FAIL_AFTER_EFFECT = auto()
     """Plain participants only: the barrier rolls the effect back."""
     FAIL_FOR_GOOD = auto()
+    NOT_KNOW = auto()
+    """The worker does not know the task."""
 
 
 class Answer(Enum):
@@ -43,6 +47,7 @@ class Answer(Enum):
     REJECTED = auto()
     FAILED = auto()
     FAILED_FOR_GOOD = auto()
+    UNKNOWN = auto()
     ACCEPTED = auto()
 
     __hash__ = object.__hash__  # as above
@@ -54,12 +59,27 @@ _ANSWER_OF = {
     Choice.FAIL: Answer.FAILED,
     Choice.FAIL_AFTER_EFFECT: Answer.FAILED,
     Choice.FAIL_FOR_GOOD: Answer.FAILED_FOR_GOOD,
+    Choice.NOT_KNOW: Answer.UNKNOWN,
+}
+
+
+def _answer(direction: Direction, choice: Choice) -> Answer:
+    """What is replied to an attempt that ends so; an undo cannot be refused."""
+    if direction == "compensation" and choice is Choice.NOT_KNOW:
+        return Answer.FAILED_FOR_GOOD
+    return _ANSWER_OF[choice]
+
+
+_CHANGED = {
+    Choice.SUCCEED: Effect.STANDS,
+    Choice.REJECT: Effect.REFUSED,
+    Choice.NOT_KNOW: Effect.UNHEARD,
 }
 
 
 def with_barrier(effect: Effect, direction: Direction, choice: Choice) -> tuple[Effect, Answer]:
     """What one delivery of a command does at a participant with the barrier."""
-    answer = _ANSWER_OF[choice]
+    answer = _answer(direction, choice)
     if direction == "compensation":
         if effect in {Effect.UNDONE, Effect.CLOSED}:
             return effect, Answer.SUCCEEDED
@@ -71,12 +91,13 @@ def with_barrier(effect: Effect, direction: Direction, choice: Choice) -> tuple[
             return effect, Answer.SUCCEEDED
         case Effect.REFUSED | Effect.CLOSED:
             return effect, Answer.REJECTED
+        case Effect.UNHEARD:
+            return effect, Answer.UNKNOWN
         case Effect.NONE:
-            changed = {Choice.SUCCEED: Effect.STANDS, Choice.REJECT: Effect.REFUSED}
-            return changed.get(choice, effect), answer
+            return _CHANGED.get(choice, effect), answer
 
 
 def plain(stands: bool, direction: Direction, choice: Choice) -> tuple[bool, Answer]:
     """What a command does at a participant without the barrier: whether the effect stands then."""
     happened = choice in {Choice.SUCCEED, Choice.FAIL_AFTER_EFFECT}
-    return (direction == "action" if happened else stands), _ANSWER_OF[choice]
+    return (direction == "action" if happened else stands), _answer(direction, choice)

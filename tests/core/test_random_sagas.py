@@ -64,6 +64,7 @@ from tests.core.builders import (
     saga,
     step,
     succeeded,
+    unheard,
     wait,
 )
 from tests.core.invariants import between_sagas, check_decision, descendants, of_history
@@ -368,6 +369,8 @@ class AnySaga(RuleBasedStateMachine):
                 return failed(name, command.attempt, command.direction)
             case Answer.FAILED_FOR_GOOD:
                 return failed(name, command.attempt, command.direction, FOR_GOOD)
+            case Answer.UNKNOWN:
+                return unheard(name, command.attempt)
             case Answer.ACCEPTED:
                 raise AssertionError("no participant of this test does")
 

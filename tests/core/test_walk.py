@@ -28,7 +28,7 @@ from orchestrator.core.state import CauseKind, Phase, Status
 from tests.core.builders import NOTHING_TO_UNDO, Orders, Retry, saga, step, wait
 from tests.core.participants import Answer
 from tests.core.shapes import Shape, closure, shapes
-from tests.core.walk import ANSWERS, Barrier, Graph, Plain, Walk
+from tests.core.walk import ALL_ANSWERS, ANSWERS, Barrier, Graph, Plain, Walk
 
 BOUND = int(os.environ.get("SAGA_WALK_BOUND", "1"))
 FOUR = 4
@@ -165,7 +165,7 @@ def walk_all(
         barrier_walk.run()
         counts["places"] += len(barrier_walk.places)
         if plain:
-            plain_walk = Walk(graph, Plain())
+            plain_walk = Walk(graph, Plain(answers))
             plain_walk.run()
             counts["places"] += len(plain_walk.places)
         counts["sagas"] += 1
@@ -242,6 +242,29 @@ def test_operators_at_every_moment_keep_the_invariants(size: int) -> None:
     counts = walk_all(every, forgetful=size > 1, plain=False, operated=True)
     for wanted in (Status.RESOLVED, Phase.SKIPPED, "paused"):
         assert counts[wanted], f"a walk that never saw {wanted}"
+
+
+def test_tasks_that_no_worker_knows_keep_the_invariants() -> None:
+    """Stuck wherever it happens; retried after a deploy, given up, cancelled, out of time."""
+    answers = ALL_ANSWERS if BOUND > 1 else (*FEWEST, Answer.UNKNOWN)
+    for size in range(1, BOUND + 1):
+        every = every_saga(size, same_retry=True)
+        counts = walk_all(every, forgetful=size > 1, operated=True, answers=answers)
+        for wanted in (Status.STUCK, Status.COMPENSATED, Status.COMPLETED):
+            assert counts[wanted], f"a walk that never saw {wanted}"
+
+
+def test_a_task_that_no_worker_knows_beside_another_branch_keeps_the_invariants() -> None:
+    """The other branch goes on to its end, and whatever ends badly there turns the saga back."""
+    every: Options = {"retry": TWICE, "compensation_retry": ONCE}
+    a, b = step("a", after=(), **every), step("b", after=(), **every)
+    pivot = step("p", after=("a", "b"), pivot=True, **{**every, **NONE})
+    answers = (*(FEW if BOUND > 1 else FEWEST), Answer.UNKNOWN)
+    for steps in ((a, b), (a, b, pivot)):
+        definition = saga(*steps, deadline=timedelta(hours=1)).definition
+        counts = walk_all(iter([definition]), forgetful=True, plain=False, answers=answers)
+        assert counts[Status.STUCK]
+        assert counts[Status.COMPENSATED]
 
 
 def waiting() -> dict[str, Definition]:

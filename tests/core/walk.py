@@ -69,6 +69,7 @@ MUCH_LATER = T0 + timedelta(days=1)
 _replace = msgspec.structs.replace
 
 ANSWERS = (Answer.SUCCEEDED, Answer.REJECTED, Answer.FAILED, Answer.FAILED_FOR_GOOD)
+ALL_ANSWERS = (*ANSWERS, Answer.UNKNOWN)
 ATTEMPTS_MAX = 4
 OPERATED_ATTEMPTS_MAX = 3
 """Beyond so many attempts no operator asks for another: the walk has to end."""
@@ -126,7 +127,7 @@ class Node:
         self.others: list[Edge] = []
         self.resume: Edge | None = None
         self.live = 0
-        self.possible = sum(bit(sent, answer) for sent in self.sent for answer in ANSWERS)
+        self.possible = sum(bit(sent, answer) for sent in self.sent for answer in ALL_ANSWERS)
         self.expanded = False
         self.ranks = [_rank(step) for step in steps]
         self.order: tuple[int, ...] | None = None
@@ -141,14 +142,14 @@ class Node:
 def _rank(step: StepState) -> tuple[Any, ...]:
     """All that counts of a step, comparable."""
     counted = (step.phase, step.attempt, step.undo_attempt, step.success, step.stuck)
-    return (*counted, step.by_hand, step.accepted, step.recalled, step.began)
+    return (*counted, step.by_hand, step.accepted, step.recalled, step.began, step.never_ran)
 
 
 def _attempts(step: StepState, direction: Direction) -> int:
     return step.attempt if direction == "action" else step.undo_attempt
 
 
-BITS = 2 * ATTEMPTS_MAX * len(ANSWERS)
+BITS = 2 * ATTEMPTS_MAX * len(ALL_ANSWERS)
 """Replies of one step."""
 
 
@@ -164,7 +165,8 @@ def _moved(replies: int, order: Sequence[int]) -> int:
 def bit(sent: Sent, answer: Answer) -> int:
     """The bit that stands for a reply."""
     place = sent.step * 2 + DIRECTIONS.index(sent.direction)
-    return 1 << (place * ATTEMPTS_MAX + sent.attempt - 1) * 4 + ANSWERS.index(answer)
+    first = (place * ATTEMPTS_MAX + sent.attempt - 1) * len(ALL_ANSWERS)
+    return 1 << first + ALL_ANSWERS.index(answer)
 
 
 class Graph:
@@ -231,6 +233,8 @@ class Graph:
         assert self._edge(node, Tick()) is None, "a tick found something that was left undone"
         for sent in node.sent:
             for answer in self.answers:
+                if answer is Answer.UNKNOWN and sent.direction == "compensation":
+                    continue  # to an undo that is a failure for good
                 edge = self._edge(node, _reply(self.names[sent.step], sent, answer))
                 if edge is not None:
                     node.replies[bit(sent, answer)] = edge
@@ -343,7 +347,7 @@ class Graph:
 
     def check_stale_stays_stale(self) -> None:
         """What a node ignores, every later one ignores: only so may a place leave it out."""
-        for node in self.nodes.values():
+        for node in [*self.nodes.values()]:  # asking for the twin of one may make that
             for edge in node.edges:
                 woken = self.live(edge.target) & node.possible & ~node.live
                 assert not woken, (
@@ -361,6 +365,8 @@ def _reply(name: str, sent: Sent, answer: Answer) -> Reply:
             return builders.failed(name, sent.attempt, sent.direction)
         case Answer.FAILED_FOR_GOOD:
             return builders.failed(name, sent.attempt, sent.direction, builders.FOR_GOOD)
+        case Answer.UNKNOWN:
+            return builders.unheard(name, sent.attempt)
         case Answer.ACCEPTED:
             return builders.accepted(name, sent.attempt, sent.direction)
 
@@ -381,6 +387,7 @@ def _forgetful(state: SagaState) -> SagaState:
     for name, step in state.steps.items():
         if step.phase in {Phase.SUCCEEDED, Phase.UNDONE}:
             once = {"attempt": min(step.attempt, 1), "success": min(step.success, 1)}
+            once["never_ran"] = 0
             steps[name] = _replace(step, **once, undo_attempt=min(step.undo_attempt, 1))
         else:
             steps[name] = step
@@ -440,7 +447,9 @@ _BARRIER: dict[tuple[Effect, Direction], frozenset[tuple[Effect, Answer]]] = {
     (effect, direction): frozenset(
         with_barrier(effect, direction, choice)
         for choice in (
-            (*_UNDO_CHOICES, Choice.FAIL_FOR_GOOD) if direction == "action" else _UNDO_CHOICES
+            (*_UNDO_CHOICES, Choice.FAIL_FOR_GOOD, Choice.NOT_KNOW)
+            if direction == "action"
+            else _UNDO_CHOICES
         )
     )
     for effect in Effect
@@ -481,8 +490,8 @@ class Barrier:
         return world[step] is Effect.STANDS
 
     def hopeless(self, world: Effects, replies: int) -> bool:
-        """Whether a participant has said no, and keeps saying so."""
-        return Effect.REFUSED in world
+        """Whether a participant has said no, or knows no such task, and keeps saying so."""
+        return Effect.REFUSED in world or Effect.UNHEARD in world
 
 
 class Ledger(NamedTuple):
@@ -497,7 +506,16 @@ Ledgers = tuple[Ledger, ...]
 
 
 class Plain:
-    """Participants without the barrier: each command once, those of a step in order."""
+    """Participants without the barrier: each command once, those of a step in order.
+
+    A task that no worker knew may be known at the next attempt.
+
+    Args:
+        answers: What they may answer.
+    """
+
+    def __init__(self, answers: tuple[Answer, ...] = ANSWERS) -> None:
+        self._choices = [one for one in Choice if plain(False, "action", one)[1] in answers]
 
     def initial(self, steps: int) -> Ledgers:
         """Nothing has happened."""
@@ -512,7 +530,9 @@ class Plain:
                 sent = Sent(index, "compensation", ledger.undos + 1)
             else:
                 continue
-            for choice in Choice:
+            for choice in self._choices:
+                if choice is Choice.NOT_KNOW and sent.direction == "compensation":
+                    continue
                 changed, answer = self._taken(world, sent, choice)
                 yield changed, sent, answer
 
@@ -694,7 +714,7 @@ class Walk(Generic[W]):
             direction: Direction = "action" if step.phase is Phase.RUNNING else "compensation"
             current = Sent(index, direction, _attempts(step, direction))
             changed, answer = self.kind.calmly(node, world, current)
-            given = [other for other in ANSWERS if replies & bit(current, other)]
+            given = [other for other in ALL_ANSWERS if replies & bit(current, other)]
             reply = bit(current, answer or given[0])
             return self._along(Place(node, changed, replies), node.replies[reply])
         if node.resume:

@@ -42,6 +42,31 @@ def cancelled() -> Story:
     return story
 
 
+def unheard() -> Story:
+    """No worker knows the task of its second step."""
+    story = Story()
+    story.succeeds("flight")
+    story.is_unheard("hotel")
+    return story
+
+
+def unheard_and_cancelled() -> Story:
+    """It will turn back as soon as it is resumed."""
+    story = unheard()
+    story.client.pause(story.saga_id, reason="maintenance", by="eve")
+    story.client.cancel(story.saga_id, reason="no longer")
+    return story
+
+
+def unheard_undo() -> Story:
+    """No worker knows the task that undoes its first step."""
+    story = Story()
+    story.succeeds("flight")
+    story.rejects("hotel")
+    story.is_unheard("flight", "compensation")
+    return story
+
+
 def paused() -> Story:
     """Nothing new begins."""
     story = stories.retrying()
@@ -76,6 +101,26 @@ def paused() -> Story:
             (
                 r"^It is stuck: .* Undoing step 'flight' gave up after OSError: x \(attempt 1\)\. "
                 r"Look at it, then `saga retry`, `saga skip` or `saga resolve`\.$"
+            ),
+        ),
+        (
+            unheard,
+            (
+                r"^It is stuck: .* No worker of the queue 'hotels' knows the task 'hotels.book' of "
+                r"step 'hotel' \(attempt 1\): deploy one that does, then `saga retry [-0-9a-f]+`; or "
+                r"give it up with `saga compensate [-0-9a-f]+`\.$"
+            ),
+        ),
+        (
+            unheard_and_cancelled,
+            r"^It was paused .* It turns back, because it was cancelled \(no longer\), as soon as",
+        ),
+        (
+            unheard_undo,
+            (
+                r"No worker of the queue 'flights' knows the task 'flights.cancel' that undoes step "
+                r"'flight' .* then `saga retry [-0-9a-f]+`; or `saga skip` it, or `saga resolve`, "
+                r"when it has been put right by hand\.$"
             ),
         ),
         (

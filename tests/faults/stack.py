@@ -130,6 +130,10 @@ class Stack:
         arguments = [*celery, "-A", "workers", "worker", "-Q", ",".join(queues)]
         self._start(name, [*arguments, *(options or ("-c", "2"))], env)
 
+    def deploy(self, app: str, queue: str) -> None:
+        """Start a participant that is an app of its own."""
+        self._start(app, [*CELERY, "-A", app, "worker", "-Q", queue, "--pool", "solo"], {})
+
     def await_death(self, name: str) -> None:
         """Wait until a process has killed itself at the fault that it was given."""
         process = self.processes.pop(name)

@@ -1,13 +1,20 @@
 """What nobody can act on is refused with a clear message, and nothing is lost."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
 from celery import Celery
 
 from orchestrator.core.state import Status
+from orchestrator.explain import explain
 from shared import names
+from shared.clock import utc_now
+from shared.errors import UnknownSaga
+from shared.ids import sub_saga_id
+from shared.messages import TASK_UNKNOWN
 from tests.faults.stack import ENDED_WITHIN, MakeStack, Stack
+from tests.servers.process import kill_tree
 from tests.waiting import wait_until
 from workers.examples import ledger
 
@@ -38,22 +45,60 @@ def test_replies_that_nobody_can_act_on_become_dead_letters(make_stack: MakeStac
     assert 0 == stack.unsettled_replies()
 
 
-def test_task_that_no_worker_knows_undoes_the_saga(make_stack: MakeStack) -> None:
-    """The saga is undone at once, not at a timeout, and its cause names the task and the queue."""
+def test_saga_whose_task_no_worker_knows_is_stuck_until_one_does(make_stack: MakeStack) -> None:
+    """At once, not at a timeout; after a deploy `saga retry` lets all of them go on, or one gives up."""
     stack = make_stack(SAGA_DEFINITIONS="tests.faults.unanswered")
     stack.settings.definitions = ("tests.faults.unanswered",)
-    started = stack.client.start("unanswered", {})
+    first, second, parent = (
+        stack.client.start(name, {}).row.saga_id
+        for name in ("unanswered", "unanswered", "asks-another")
+    )
+    child = sub_saga_id(parent, "other", 1)
     stack.orchestrator()
     stack.participants()
-    row = stack.client.wait(started.row.saga_id, ENDED_WITHIN)
-    assert row.state.status is Status.COMPENSATED
-    assert row.state.cause is not None
-    assert row.state.cause.failure is not None
-    assert "TaskUnknown" == row.state.cause.failure.kind
-    assert "'payment.nobody_knows'" in row.state.cause.failure.message
+    wait_until(lambda: all(stuck(stack, one) for one in (first, second, child)), timeout=30)
+    row = stack.client.row(first)
+    failure = row.state.step("ask").failure
+    assert failure is not None
+    assert failure.kind == TASK_UNKNOWN
     assert row.updated_at - row.started_at < timedelta(seconds=20)
-    assert {} == ledger.standing(started.row.saga_id, using=stack.settings)
-    assert len(ledger.effects(started.row.saga_id, using=stack.settings)) == 2
+    told = explained(stack, first)
+    assert "No worker of the queue 'payment' knows the task 'payment.nobody_knows'" in told
+    assert f"`saga retry {first}`" in told
+    held_up = f"The saga {child} (unanswered) that it waits for is stuck at step 'ask'"
+    assert held_up in explained(stack, parent)
+
+    # One is given up: what never ran needs no undo.
+    stack.client.compensate(second, reason="not worth it")
+    assert stack.client.wait(second, ENDED_WITHIN).state.status is Status.COMPENSATED
+    assert {} == ledger.standing(second, using=stack.settings)
+    assert len(ledger.effects(second, using=stack.settings)) == 2
+
+    # The others go on after the deploy, which only knows what they wait for.
+    kill_tree(stack.processes.pop("participants"))
+    stack.deploy("tests.faults.answering", "payment")
+    options = ("--error", TASK_UNKNOWN, "--yes", "--reason", "deployed", "--json")
+    with stack.saga("retry", *options) as process:
+        asked, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert {first, child} == {one["saga_id"] for one in json.loads(asked)}
+    for saga_id in (first, child, parent):
+        assert stack.client.wait(saga_id, ENDED_WITHIN).state.status is Status.COMPLETED
+
+
+def stuck(stack: Stack, saga_id: str) -> bool:
+    """Whether a saga has begun, and is stuck."""
+    try:
+        return stack.client.row(saga_id).state.status is Status.STUCK
+    except UnknownSaga:
+        return False
+
+
+def explained(stack: Stack, saga_id: str) -> str:
+    """What `saga explain` says."""
+    definition, row, history = stack.client.story(saga_id)
+    below = stack.client.below(row)
+    return explain(definition, row, history, utc_now(), consumed=None, below=below)
 
 
 def test_changed_definition_without_a_new_version_is_refused(make_stack: MakeStack) -> None:

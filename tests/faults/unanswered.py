@@ -1,8 +1,8 @@
-"""A definition whose second task no worker knows."""
+"""A definition whose second task no worker knows, and one that waits for a saga of it."""
 
 import msgspec
 
-from orchestrator.core.definition import Saga, Step
+from orchestrator.core.definition import Saga, Step, SubSaga
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,4 +20,11 @@ UNANSWERED = Saga(
         Step("reserve", action="inventory.reserve", compensation="inventory.release"),
         Step("ask", action="payment.nobody_knows", compensation="payment.refund"),
     ),
+)
+
+ASKS_ANOTHER = Saga(
+    name="asks-another",
+    version=1,
+    input=Order,
+    steps=(Step("other", SubSaga("unanswered")),),
 )

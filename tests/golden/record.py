@@ -49,6 +49,7 @@ from orchestrator.core.references import all_of, eq, exists
 from orchestrator.core.state import SagaState, fold
 from shared.ids import Direction
 from shared.messages import (
+    TASK_UNKNOWN,
     Accepted,
     Execution,
     Failed,
@@ -194,6 +195,7 @@ START = Start(
 )
 BROKEN = Failure(kind="ConnectionError", message="no route to host", traceback="Traceback ...")
 FOR_GOOD = Failure(kind="ValueError", message="never", retryable=False)
+UNHEARD = Failure(kind=TASK_UNKNOWN, message="No worker knows the task.", retryable=False)
 SOLD_OUT = Failure(kind="sold_out", message="none left", retryable=False)
 
 
@@ -401,7 +403,20 @@ def scenarios() -> dict[str, tuple[str, tuple[Told, ...]]]:
     to_pivot = (done("reserve"), done("charge"), done("score"))
     broken, for_good = Failed(failure=BROKEN), Failed(failure=FOR_GOOD)
     no = Rejected(failure=SOLD_OUT)
+    unheard = Rejected(failure=UNHEARD)
+    retry = Told(RetryNow(reason="deployed", by="ada"))
     return {
+        "given-up-for-an-unknown-task": (
+            "No worker knows a task, nor after a deploy: given up, it is undone without that step.",
+            (
+                done("reserve"),
+                said("charge", unheard),
+                retry,
+                said("charge", unheard, 2),
+                Told(CompensateNow(reason="not worth it", by="ada")),
+                undone("reserve"),
+            ),
+        ),
         "completed": (
             "Every step succeeds at once; two of them run in parallel.",
             (*to_pivot, done("confirm"), done("ship"), done("mail")),

@@ -20,6 +20,7 @@ from orchestrator.transport.memory import Held
 from shared.errors import NotAllowed, UnavailableError, UnknownSaga
 from shared.ids import derived_span_id
 from shared.messages import (
+    TASK_UNKNOWN,
     Accepted,
     CancelRequest,
     Command,
@@ -59,6 +60,7 @@ BATCH_MAX: Final = 20
 
 _REFUSAL: Final = Failure(kind="Refused", message="no", retryable=False)
 _BROKEN: Final = Failure(kind="Broken", message="no route to host")
+_UNHEARD: Final = Failure(kind=TASK_UNKNOWN, message="not deployed", retryable=False)
 _FOR_GOOD: Final = Failure(kind="Never", message="a bug", retryable=False)
 
 
@@ -351,7 +353,10 @@ class Participant(Process):
     def _execute(self, held: Held[Command]) -> None:
         world, command = self.world, held.item
         world.io("begin a transaction")
-        outcome = world.database.run(command, self._work)
+        if self._is_unheard(command):
+            outcome: Outcome = Rejected(failure=_UNHEARD)
+        else:
+            outcome = world.database.run(command, self._work)
         world.io("reply")
         reply = Reply(
             saga_id=command.saga_id,
@@ -371,6 +376,16 @@ class Participant(Process):
         self._held.discard(held.receipt)
         if force is not None and not isinstance(outcome, Accepted):
             self._complete(command, outcome, force * SLOW_MAX_S)
+
+    def _is_unheard(self, command: Command) -> bool:
+        """Whether no worker knows the task yet: it is so for every copy of an attempt."""
+        world = self.world
+        if command.direction == "compensation":
+            return False
+        if (known := world.unheard.get(command.id)) is None:
+            world.chaos.subject = command.saga_id
+            known = world.unheard[command.id] = world.chaos.strikes("unknown task")
+        return known
 
     def _complete(self, command: Command, outcome: Ended, wait_s: float) -> None:
         """Somebody else tells how an attempt has ended that was taken on."""

@@ -28,6 +28,7 @@ CHANCES: Final[Mapping[str, float]] = {
     "reject": 0.04,
     "fail": 0.08,
     "fail for good": 0.015,
+    "unknown task": 0.01,
     "slow": 0.04,
     "accept": 0.04,
     # The rest.

@@ -17,6 +17,7 @@ from orchestrator.core.events import (
     StepRejected,
     StepSucceeded,
     StepTimedOut,
+    TaskUnknown,
     UndoRequested,
 )
 from orchestrator.core.plan import plan_of
@@ -117,13 +118,16 @@ def _of_one(
 _ENDS = (SagaCompleted, SagaCompensated, SagaResolved)
 
 
+_REASONS = (StepRejected, TaskUnknown, StepFailed, StepTimedOut, CompensationRequested)
+
+
 def _stuck_problems(status: Status, history: Sequence[Recorded]) -> Iterator[str]:
     """Stuck needs a reason: an attempt of that step, in that direction, that was the last one."""
     events = [one.event for one in history]
     for event in events if status is Status.STUCK else ():
         if isinstance(event, SagaStuck) and not any(
             # Or an operator vouched that a pivot had not happened, and it had.
-            isinstance(other, StepRejected | StepFailed | StepTimedOut | CompensationRequested)
+            isinstance(other, _REASONS)
             and other.step == event.step
             and getattr(other, "retry_at", None) is None
             for other in events
@@ -182,7 +186,7 @@ def _span_problems(world: World, row: SagaRow, history: Sequence[Recorded]) -> I
         for span in spans.values()
         if span.name == saga_span(state.name) and span.attributes[SAGA_ID] == row.saga_id
     ]
-    wrong = state.cause is not None or state.status is not Status.COMPLETED
+    wrong = state.went_wrong or state.status is not Status.COMPLETED
     wanted = int(state.trace.sampled or wrong)
     if len(roots) != wanted:
         yield f"{len(roots)} root spans instead of {wanted}"

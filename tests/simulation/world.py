@@ -102,6 +102,8 @@ class World:
         self.problems: list[str] = []
         self.sent: list[Reply | Command] = []
         self.successes: set[tuple[str, str]] = set()
+        self.unheard: dict[str, bool] = {}
+        """Attempts that have been delivered: whether no worker knew their task."""
         self.waiting: dict[SimulatedTransport, Actor] = {}
         """Who waits for a message."""
         self.record = record

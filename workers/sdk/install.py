@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from shared import faults
 from shared.errors import DecodeError
-from shared.messages import Failed, Outcome, Rejected
+from shared.messages import TASK_UNKNOWN, Failed, Outcome, Rejected
 from shared.telemetry import logs
 from workers.sdk.arguments import Arguments
 from workers.sdk.barrier import Verdict
@@ -28,8 +28,6 @@ from workers.sdk.outcome import Reject, failure, failure_of
 from workers.sdk.reply import send_reply
 from workers.sdk.request import STRATEGY
 from workers.sdk.runner import command_from, encoded, in_clear, run_step
-
-TASK_UNKNOWN: Final = "TaskUnknown"
 
 _TAKEN: Final = "saga_taken"
 """Set on a request that is being run as a step, so that a task that calls itself replies once."""
