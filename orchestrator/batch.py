@@ -1,6 +1,7 @@
 """What is asked of sagas, and the changes that follow and will be one transaction."""
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -11,6 +12,7 @@ from orchestrator.core.machine import Decision
 from orchestrator.core.messages import Message
 from orchestrator.ports import NOTHING_BEGUN, Change, Delivery, SagaRow
 from orchestrator.rooms import Floor, Shares
+from shared.claims import NO_PARTS
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +23,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             dead letters.
         definition: Of a saga that this message begins.
         recount: Write its slots anew, whether anything follows or not.
+        parts: Large values of a saga that begins, to be put into the payload store before.
     """
 
     saga_id: str
@@ -28,6 +31,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     delivery: Delivery | None = None
     definition: Definition | None = None
     recount: bool = False
+    parts: Mapping[str, bytes] = NO_PARTS
 
 
 class Batch:

@@ -15,6 +15,7 @@ from orchestrator.engine import Engine
 from orchestrator.store.sql import SqlStore, open_store
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.absent import AbsentTransport
+from shared.claims import claims_of
 from shared.clock import utc_now
 from shared.errors import ConfigurationError, DecodeError
 from shared.names import ORCHESTRATOR_QUEUE
@@ -159,6 +160,7 @@ def _engine(settings: Settings, catalog: Catalog, transport: "Transport", system
         limits=Limits(
             events_max=settings.history_events_max, in_flight_max=settings.in_flight_max
         ),
+        claims=claims_of(settings),
     )
 
 

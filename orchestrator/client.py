@@ -30,7 +30,7 @@ from orchestrator.core.terms import IN_FLIGHT
 from orchestrator.engine import Engine, Operated, Started
 from orchestrator.forks import Forked
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
-from orchestrator.retention import Archive, purge
+from orchestrator.retention import LEFTOVERS_AGE_MIN, Archive, purge, sweep
 from orchestrator.search import Filter, find
 from orchestrator.sub_sagas import SUB_SAGA_DEPTH_MAX
 from orchestrator.views import SagaView, outcome_of, saga_view, sub_saga_of
@@ -339,6 +339,22 @@ class Client:
         """
         return saga_view(*self.story(saga_id))
 
+    def payload(self, saga_id: str, step: str = "", *, undo: bool = False) -> Any:
+        """The input of a saga, or what a step has returned, with what is in the payload store.
+
+        Args:
+            saga_id: Which saga.
+            step: Whose output; empty for the input.
+            undo: Its undo data instead.
+
+        Raises:
+            UnknownSaga: No saga has that id.
+            SagaError: As `Payloads.whole`.
+        """
+        row = self.row(saga_id)
+        definition = self._engine.definition_of(row)
+        return self._engine.payloads.whole(definition, row.state, step, undo=undo)
+
     def story(self, saga_id: str) -> tuple[Definition, SagaRow, Sequence[Recorded]]:
         """A saga with the definition that it runs on and all of its history.
 
@@ -418,8 +434,34 @@ class Client:
 
         Yields:
             How many each batch deleted.
+
+        Raises:
+            SagaError: As `retention.purge`.
         """
-        return purge(self._store, before, name=name, statuses=statuses, archive=archive)
+        return purge(
+            self._store,
+            before,
+            name=name,
+            statuses=statuses,
+            archive=archive,
+            claims=self._engine.payloads.claims,
+        )
+
+    def sweep(self) -> int:
+        """Delete what the payload store has of sagas that do not exist.
+
+        It must be the payload store of this store alone. What was written in the last day is
+        spared.
+
+        Returns:
+            Of how many sagas.
+
+        Raises:
+            ConfigurationError: There is no payload store.
+            PayloadStoreUnavailable: It cannot be reached.
+        """
+        claims = self._engine.payloads.required()
+        return sweep(self._store, claims, utc_now() - LEFTOVERS_AGE_MIN)
 
     def count_ended(
         self, before: datetime, *, name: str | None = None, statuses: Collection[Status] = ()

@@ -35,15 +35,18 @@ from orchestrator.core.refusals import why_not
 from orchestrator.forks import Forked, Forks
 from orchestrator.loop import Loop
 from orchestrator.outbox import Outbox
+from orchestrator.payloads import Payloads
 from orchestrator.ports import Control, DeadLetter, Delivery, SagaRow, Store, Transport
 from orchestrator.rooms import GateView, Rooms
 from orchestrator.starts import Starts
 from orchestrator.sub_sagas import SubSagas
 from orchestrator.tracing import SagaTracing
 from shared import codec
+from shared.claims import Claims
 from shared.clock import Clock
 from shared.errors import (
     NotAllowed,
+    PayloadStoreUnavailable,
     SagaError,
     UnavailableError,
     UnknownSaga,
@@ -116,6 +119,7 @@ class Engine:
         clock: Tells the time.
         payload_bytes_max: Largest input and largest output, as JSON.
         limits: How much one saga may do.
+        claims: Where large payloads are kept; None for nowhere.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Engine:
         clock: Clock,
         payload_bytes_max: int = codec.PAYLOAD_BYTES_MAX_DEFAULT,
         limits: Limits = NO_LIMITS,
+        claims: Claims | None = None,
     ) -> None:
         self.store = store
         self.transport = transport
@@ -136,14 +141,15 @@ class Engine:
         self._clock = clock
         self._payload_bytes_max = payload_bytes_max
         self._outbox = Outbox(transport=transport, tracing=tracing, clock=clock)
+        self.payloads = Payloads(claims, store, payload_bytes_max)
         self._rooms = Rooms(store=store, catalog=catalog, clock=clock)
         self._starts = Starts(
             store=store,
             catalog=catalog,
             tracing=tracing,
             clock=clock,
-            payload_bytes_max=payload_bytes_max,
             rooms=self._rooms,
+            payloads=self.payloads,
         )
         self._loop = Loop(
             store=store,
@@ -155,13 +161,19 @@ class Engine:
             rooms=self._rooms,
         )
         self._forks = Forks(
-            store=store, catalog=catalog, starts=self._starts, loop=self._loop, tracing=tracing
+            store=store,
+            catalog=catalog,
+            starts=self._starts,
+            loop=self._loop,
+            tracing=tracing,
+            payloads=self.payloads,
         )
         self._sub_sagas = SubSagas(
             starts=self._starts,
             store=store,
             begin=self._begin,
             definition_of=self.definition_of,
+            payloads=self.payloads,
         )
         self._gauges: metrics.StoreGauges | None = None
 
@@ -180,10 +192,12 @@ class Engine:
             UnknownSaga: No definition of that name.
             InputError: The input does not fit, or is too large. Nothing was stored.
             KeyConflict: The key belongs to a saga with other input. Nothing was stored.
+            PayloadStoreUnavailable: A large field cannot be kept. No saga was stored.
         """
         asked = [self._starts.asked(request) for request in requests]
         found = [self._starts.by_key(one) for one in asked]
         new = [one for one, row in zip(asked, found, strict=True) if row is None]
+        self.payloads.keep(new)
         changed, published = self._loop.advance(new)
         started = []
         for one, row in zip(asked, found, strict=True):
@@ -219,9 +233,10 @@ class Engine:
             UnknownSaga: No saga has that id.
             NotAllowed: It waits for no signal of that name, or has ended.
             PayloadTooLarge: The data are.
+            PayloadStoreUnavailable: They are large, and cannot be kept.
         """
-        codec.check_size(data, self._payload_bytes_max, "The data of the signal")
-        return self._ask(saga_id, Signal(name=name, data=data, by=by), "take the signal")
+        kept = self.payloads.take(saga_id, data, "The data of the signal")
+        return self._ask(saga_id, Signal(name=name, data=kept, by=by), "take the signal")
 
     def complete(self, token: str, outcome: Ended) -> Operated:
         """End an attempt that its participant accepted. Late or again it changes nothing.
@@ -231,12 +246,15 @@ class Engine:
             UnknownSaga: Its saga does not exist.
             NotAllowed: It is not a token of its saga.
             PayloadTooLarge: Output or undo data are.
+            PayloadStoreUnavailable: They are large, and cannot be kept.
         """
-        if isinstance(outcome, Succeeded):
-            codec.check_size(outcome.output, self._payload_bytes_max, "The output")
-            codec.check_size(outcome.undo, self._payload_bytes_max, "The undo data")
         complete = intake.completion(token, outcome)
-        return self._ask(complete.reply.saga_id, complete, "complete the step")
+        saga_id = complete.reply.saga_id
+        if isinstance(outcome, Succeeded):
+            output = self.payloads.take(saga_id, outcome.output, "The output")
+            undo = self.payloads.take(saga_id, outcome.undo, "The undo data")
+            complete = intake.completion(token, Succeeded(output=output, undo=undo))
+        return self._ask(saga_id, complete, "complete the step")
 
     def operate(self, saga_id: str, message: Operator, *, dry_run: bool = False) -> Operated:
         """Do what an operator asks. It is a stored fact when this returns.
@@ -251,12 +269,17 @@ class Engine:
             NotAllowed: The saga or its step does not allow it; says why.
             PayloadTooLarge: The edited payload or the output is.
             DecodeError: It is not JSON.
+            PayloadStoreUnavailable: It is large, and cannot be kept.
         """
+        take = self.payloads.take
         match message:
-            case RetryNow(payload=payload):
-                codec.check_size(payload, self._payload_bytes_max, "The edited payload")
+            case RetryNow(payload=dict() as payload):
+                what = "The edited payload"
+                kept = take(saga_id, payload, what, edited=True, dry_run=dry_run)
+                message = msgspec.structs.replace(message, payload=kept)
             case Skip(output=output):
-                codec.check_size(output, self._payload_bytes_max, "The output")
+                kept = take(saga_id, output, "The output", edited=True, dry_run=dry_run)
+                message = msgspec.structs.replace(message, output=kept)
             case _:
                 pass
         return self._ask(saga_id, message, _IN_WORDS[type(message)], dry_run=dry_run)
@@ -317,6 +340,8 @@ class Engine:
                 case Undecodable(reason=reason):
                     letters.append(self._letter(reason, delivery))
                 case request:
+                    if not self.payloads.adopt(request):
+                        continue
                     try:
                         work.append(intake.told(request, delivery, self._payload_bytes_max))
                     except SagaError as error:
@@ -449,6 +474,8 @@ class Engine:
     def _start_or_letter(self, request: StartRequest, delivery: Delivery) -> list[DeadLetter]:
         try:
             self.start([request])
+        except PayloadStoreUnavailable as error:
+            return [self._letter(str(error), delivery)]  # else it would hold all others up
         except UnavailableError:
             raise
         except SagaError as error:

@@ -15,6 +15,7 @@ from orchestrator.core.events import ForkedFrom
 from orchestrator.core.forking import ForkPlan, fork_plan
 from orchestrator.core.messages import HandOver, Start
 from orchestrator.loop import Loop
+from orchestrator.payloads import Payloads
 from orchestrator.ports import SagaRow, Store
 from orchestrator.starts import Starts
 from orchestrator.tracing import SagaTracing
@@ -53,6 +54,7 @@ class Forks:
         starts: Makes the first message of a saga.
         loop: Commits it.
         tracing: Makes the span that shows the new saga.
+        payloads: Gives it what the old one keeps.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Forks:
         starts: Starts,
         loop: Loop,
         tracing: SagaTracing,
+        payloads: Payloads,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._starts = starts
         self._loop = loop
         self._tracing = tracing
+        self._payloads = payloads
 
     def fork(self, fork: ForkedFrom, request: StartRequest, *, dry_run: bool = False) -> Forked:
         """Start a saga from a copy of the history of another one. Durable when this returns.
@@ -83,10 +87,11 @@ class Forks:
             NotAllowed: It cannot be forked there; says why.
             InputError: The input does not fit, or is too large.
             KeyConflict: The business key belongs to another saga.
+            UnavailableError: The store or the payload store cannot be reached.
         """
         for _ in range(CONFLICTS_MAX):
             old = self._row(fork.saga_id)
-            asked = self._starts.asked(request)
+            asked = self._starts.asked(request, source=fork.saga_id)
             known = self._by_key(asked, fork)
             if known:
                 return Forked(row=known, plan=None, created=False)
@@ -104,6 +109,8 @@ class Forks:
             over = HandOver(
                 to=asked.saga_id, step=fork.step, steps=plan.taken, reason=fork.reason, by=fork.by
             )
+            self._payloads.keep([asked])
+            self._payloads.hand_over(plan.copied, old.saga_id, asked.saga_id)
             changed, published = self._loop.advance_together(
                 old,
                 [

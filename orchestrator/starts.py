@@ -4,10 +4,10 @@ from orchestrator.batch import Asked
 from orchestrator.catalog import Catalog
 from orchestrator.core.eventing import input_of, key_of
 from orchestrator.core.messages import Pause, Start, Undo
+from orchestrator.payloads import Payloads, same_input
 from orchestrator.ports import SagaRow, Store
 from orchestrator.rooms import Rooms
 from orchestrator.tracing import SagaTracing
-from shared import codec
 from shared.clock import Clock
 from shared.errors import KeyConflict, UnavailableError
 from shared.ids import new_saga_id, new_secret, saga_id_from
@@ -22,8 +22,8 @@ class Starts:
         catalog: Knows the definitions.
         tracing: Begins their traces.
         clock: Tells the time.
-        payload_bytes_max: Largest input, as JSON.
         rooms: Knows which names are paused.
+        payloads: Takes large fields out of inputs.
     """
 
     def __init__(
@@ -33,30 +33,33 @@ class Starts:
         catalog: Catalog,
         tracing: SagaTracing,
         clock: Clock,
-        payload_bytes_max: int,
         rooms: Rooms,
+        payloads: Payloads,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._tracing = tracing
         self._clock = clock
-        self._payload_bytes_max = payload_bytes_max
         self._rooms = rooms
+        self._payloads = payloads
 
-    def asked(self, request: StartRequest, undo: Undo | None = None) -> Asked:
+    def asked(self, request: StartRequest, undo: Undo | None = None, *, source: str = "") -> Asked:
         """What a start asks; its definition is kept in the store by then.
 
         Args:
             request: What to start.
             undo: For a sub-saga that is to be undone before it has begun.
+            source: The saga that keeps what tickets in the input stand for, if another one does.
 
         Raises:
             UnknownSaga: No definition of that name.
             InputError: The input does not fit, or is too large.
+            PayloadStoreUnavailable: What `source` keeps cannot be fetched.
         """
         saga = self._catalog.newest(request.name)
-        checked = saga.check_input(request.input)
-        codec.check_size(checked, self._payload_bytes_max, f"The input of {request.name!r}")
+        what = f"The input of {request.name!r}"
+        given = saga.check_input(self._payloads.given(request.input, source))
+        checked, parts = self._payloads.check_in(given, what)
         self._catalog.keep(self._store, self._clock(), saga)
         saga_id = request.saga_id or new_saga_id()
         trace = self._tracing.begin(request)
@@ -71,7 +74,7 @@ class Starts:
             undo=undo,
             pause=self._pause(request.name),
         )
-        return Asked(saga_id=saga_id, message=message, definition=saga.definition)
+        return Asked(saga_id=saga_id, message=message, definition=saga.definition, parts=parts)
 
     def _pause(self, name: str) -> Pause | None:
         said = self._rooms.pause_of(name)
@@ -87,7 +90,7 @@ class Starts:
         if not isinstance(start, Start) or start.key is None or definition is None:
             return None
         row = self._store.find_by_key(definition.name, start.key)
-        if row and row.state.input != start.input:
+        if row and not same_input(row.state.input, start.input):
             raise KeyConflict(
                 f"The key {start.key!r} of saga {definition.name!r} belongs to {row.saga_id}, "
                 "which was started with other input.",

@@ -7,13 +7,16 @@ that has ended says nothing more. So their parents, who ask again, are answered 
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from orchestrator.batch import Asked
 from orchestrator.core.between import report
 from orchestrator.core.definition import Definition
 from orchestrator.core.messages import Undo
+from orchestrator.payloads import Payloads
 from orchestrator.ports import SagaRow, Store
 from orchestrator.starts import Starts
-from shared.errors import InputError, SagaError, UnavailableError
+from shared.errors import InputError, PayloadStoreUnavailable, SagaError, UnavailableError
 from shared.messages import (
     Ended,
     Failed,
@@ -30,6 +33,9 @@ SUB_SAGA_DEPTH_MAX: Final = 8
 """Sagas that may stand above a sub-saga: a saga that starts itself ends there."""
 
 
+log = structlog.get_logger(__name__)
+
+
 class SubSagas:
     """Acts on what one saga asks of another.
 
@@ -38,6 +44,7 @@ class SubSagas:
         store: Knows which sagas there are.
         begin: Starts a new saga, unless there is one of its id; says whether it did.
         definition_of: What a saga runs on.
+        payloads: Gives sagas what others keep.
     """
 
     def __init__(
@@ -47,11 +54,13 @@ class SubSagas:
         store: Store,
         begin: Callable[[Asked], bool],
         definition_of: Callable[[SagaRow], Definition],
+        payloads: Payloads,
     ) -> None:
         self._starts = starts
         self._store = store
         self._begin = begin
         self._definition_of = definition_of
+        self._payloads = payloads
 
     def start(self, request: StartRequest, undo: Undo | None = None) -> list[Asked]:
         """Start the saga of a step; one that cannot be started is a rejected step.
@@ -75,7 +84,11 @@ class SubSagas:
                     f"Saga {request.name!r} would be the sub-saga of {parent.depth} others.",
                     hint=f"At most {SUB_SAGA_DEPTH_MAX} are allowed: does it start itself?",
                 )
-            asked = self._starts.asked(request, undo)
+            asked = self._starts.asked(request, undo, source=parent.saga_id)
+            self._payloads.keep([asked])
+        except PayloadStoreUnavailable as error:
+            log.warning("payload_store.unavailable", sub_saga=saga_id, error=str(error))
+            return []  # the parent asks again
         except UnavailableError:
             raise
         except SagaError as error:
@@ -107,7 +120,9 @@ class SubSagas:
 
     def _reports(self, row: SagaRow) -> list[Asked]:
         reply = report(self._definition_of(row), row.state)
-        return [Asked(saga_id=reply.saga_id, message=reply)] if reply else []
+        if reply is None or not self._payloads.adopt(reply, row.saga_id):
+            return []
+        return [Asked(saga_id=reply.saga_id, message=reply)]
 
 
 def _gone(saga_id: str, parent: Parent, undo: Undo | None) -> Asked:

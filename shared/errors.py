@@ -3,7 +3,8 @@
 SagaError
 ├── ConfigurationError      a setting or the environment is wrong
 ├── UnavailableError        the broker or the store cannot be reached
-│   └── NobodyAnswered      a query got no answer before its deadline
+│   ├── NobodyAnswered      a query got no answer before its deadline
+│   └── PayloadStoreUnavailable   where large payloads are kept
 ├── QueryFailed             a query's handler failed or refused
 ├── DefinitionError         a saga definition has mistakes (all of them listed)
 │   └── DefinitionChanged   ... or differs from the stored copy of the same version
@@ -59,6 +60,10 @@ class NobodyAnswered(UnavailableError):
     """No answer to a query came before its deadline; names the queue it was sent to."""
 
     http_status = 504
+
+
+class PayloadStoreUnavailable(UnavailableError):
+    """The payload store cannot be reached, read or written; nothing was stored."""
 
 
 class QueryFailed(SagaError):

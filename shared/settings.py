@@ -65,6 +65,9 @@ class Settings(BaseSettings):
         log_files_max: Old log files of a service that are kept.
         jaeger_url: Where `saga trace` reads spans; empty means the trace files.
         encryption_keys: Keys of payloads, the first one seals; empty seals nothing.
+        claim_check_url: Payload store, for values that are too large for messages; empty for none.
+        claim_check_bytes: Size of a field, as JSON, from which on it is kept there.
+        claim_check_bytes_max: Largest value that is kept there.
         http_token: What requests to the HTTP API must carry; empty lets everybody on loopback in.
         metrics_port: Port of a worker's metrics for Prometheus; 0 is a free one, none is off.
         metrics_host: Address that it listens on.
@@ -98,6 +101,9 @@ class Settings(BaseSettings):
     log_files_max: Annotated[int, Field(ge=0, le=100_000)] = 10
     jaeger_url: str = ""
     encryption_keys: Annotated[tuple[str, ...], NoDecode, Field(repr=False)] = ()
+    claim_check_url: str = ""
+    claim_check_bytes: Annotated[int, Field(ge=256, le=64 * 1024 * 1024)] = 64 * 1024
+    claim_check_bytes_max: Annotated[int, Field(ge=1024, le=1024 * 1024 * 1024)] = 64 * 1024 * 1024
     http_token: Annotated[str, Field(repr=False)] = ""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     metrics_host: str = "127.0.0.1"
@@ -124,6 +130,16 @@ class Settings(BaseSettings):
             database = parts.path.strip("/")
             if parts.scheme in {"redis", "rediss"} and database and not database.isdecimal():
                 raise ValueError(f"the database of a Redis is a number, not {database!r}")
+        return value
+
+    @field_validator("claim_check_url")
+    @classmethod
+    def _is_shared_place(cls, value: str) -> str:
+        scheme, found, rest = value.partition("://")
+        if value and not (found and scheme and rest.strip("/")):
+            raise ValueError("write file:///shared/folder, s3://bucket/prefix or the like")
+        if scheme == "file" and not rest.startswith("/"):
+            raise ValueError("the folder is absolute: write file:///shared/folder")
         return value
 
     @property

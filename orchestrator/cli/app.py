@@ -19,6 +19,7 @@ from orchestrator.cli.limiting import limit
 from orchestrator.cli.logs import logs
 from orchestrator.cli.look import trace
 from orchestrator.cli.operate import add_commands as add_operators
+from orchestrator.cli.payload import payload
 from orchestrator.cli.purge import purge
 from orchestrator.cli.replay import replay
 from orchestrator.cli.sagas import cancel, list_sagas, show
@@ -41,6 +42,7 @@ def make_app() -> typer.Typer:
     app.command("start")(start)
     app.command("list")(list_sagas)
     app.command("show")(show)
+    app.command("payload")(payload)
     app.command("cancel")(cancel)
     app.command("explain")(explain)
     add_answers(app)

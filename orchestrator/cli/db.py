@@ -35,12 +35,13 @@ def upgrade(as_json: Json = False) -> None:
 
 
 def reseal(as_json: Json = False) -> None:
-    """Encrypt what is in the store with the first key of SAGA_ENCRYPTION_KEYS, while sagas run.
+    """Encrypt what is in the stores with the first key of SAGA_ENCRYPTION_KEYS, while sagas run.
 
     After a new key was put first, or the first one was set. Then the old key can be taken away, once
     no message that was sealed with it is on its way.
     """
     from orchestrator.store.sql import reseal as seal_anew
+    from shared.claims import claims_of
     from shared.errors import ConfigurationError
     from shared.sealing import ring
 
@@ -49,11 +50,14 @@ def reseal(as_json: Json = False) -> None:
             "SAGA_ENCRYPTION_KEYS is not set: there is no key to encrypt with.",
             hint="`saga db new-key` prints one.",
         )
+    claims = claims_of(session.settings())
     count = seal_anew(session.settings().store_url)
+    payloads = claims.reseal() if claims else 0
     if as_json:
-        output.show_json({"rows": count})
-    else:
-        output.show([output.line(f"{count} rows are encrypted with the first key.")])
+        output.show_json({"rows": count, "payloads": payloads})
+        return
+    others = f" and {payloads} large payloads" if claims else ""
+    output.show([output.line(f"{count} rows{others} are encrypted with the first key.")])
 
 
 def new_key() -> None:

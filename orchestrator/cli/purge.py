@@ -24,12 +24,22 @@ def purge(
     archive: Annotated[
         Path | None, typer.Option(help="File of JSON lines that gets each saga before it goes.")
     ] = None,
+    leftovers: Annotated[
+        bool,
+        typer.Option(
+            "--leftovers",
+            help="Also delete what the payload store has of sagas that are not in this store.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many.")] = False,
     as_json: Json = False,
 ) -> None:
     """Delete sagas that ended long ago, with their histories, in batches.
 
     Sagas that run or are stuck are never deleted. An interrupted purge goes on with the next one.
+    Large payloads of a saga go with it, out of the payload store. --leftovers takes along what an
+    interrupted purge, or a start that failed, has left there more than a day ago; never give it
+    where another system keeps payloads in the same place.
     """
     from orchestrator.retention import archive_to
 
@@ -41,6 +51,7 @@ def purge(
             f"Sagas that are {active[0]} have not ended, and are not deleted.",
             hint="--status takes completed, compensated and resolved.",
         )
+    swept = 0
     with session.acting() as client:
         if dry_run:
             deleted = client.count_ended(before, name=name, statuses=statuses)
@@ -53,9 +64,14 @@ def purge(
                     f"The archive {archive} cannot be written: {error.strerror}.",
                     hint="What is not in the archive was not deleted.",
                 ) from error
+            swept = client.sweep() if leftovers else 0
     if as_json:
         written = str(archive) if archive and not dry_run else None
-        output.show_json({"sagas": deleted, "deleted": not dry_run, "archive": written})
+        output.show_json(
+            {"sagas": deleted, "deleted": not dry_run, "archive": written, "leftovers": swept}
+        )
         return
     would = "would be " if dry_run else ""
     output.show([output.line(f"{deleted} sagas {would}deleted.")])
+    if swept:
+        output.show([output.line(f"Payloads that {swept} others had left were deleted.")])

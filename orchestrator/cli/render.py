@@ -11,6 +11,7 @@ from orchestrator.core.definition import Definition, PlannedStep, Retry
 from orchestrator.core.state import Phase, Status
 from orchestrator.ports import Control, DeadLetter, SagaSummary
 from orchestrator.views import SagaView, StepView, TimelineEntry
+from shared import tickets
 
 STATUS_STYLES: Final = {
     Status.RUNNING: "cyan",
@@ -123,7 +124,8 @@ def _facts(view: SagaView, now: datetime) -> Iterator[tuple[str, Line]]:
     yield "started", line(f"{moment(view.started_at, now)} ({away(view.started_at, now)})")
     if view.deadline_at is not None and view.outcome is None:
         yield "deadline", line(f"{moment(view.deadline_at, now)} ({away(view.deadline_at, now)})")
-    yield "input", line(json.dumps(view.input, ensure_ascii=False))
+    shown_input = tickets.replaced(view.input, tickets.shown)
+    yield "input", line(json.dumps(shown_input, ensure_ascii=False))
     error = error_line(view)
     if error:
         yield "error", error

@@ -38,7 +38,10 @@ def serve(
             hint="Set SAGA_HTTP_TOKEN, or listen on 127.0.0.1.",
         )
     with _listening(host, port) as listening, session.acting(SERVICE) as client:
-        app = make_api(client, payload_bytes_max=configured.payload_bytes_max, token=token)
+        largest = configured.payload_bytes_max
+        if configured.claim_check_url:
+            largest = max(largest, configured.claim_check_bytes_max)
+        app = make_api(client, payload_bytes_max=largest, token=token)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

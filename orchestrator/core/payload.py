@@ -25,6 +25,7 @@ from orchestrator.core.references import (
 )
 from orchestrator.core.state import Phase, SagaState
 from shared.messages import AwareDatetime, Failure
+from shared.tickets import PATH, into, is_ticket, or_else, tickets_in
 
 
 def payload_of(planned: PlannedStep, state: SagaState) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def payload_problem(planned: PlannedStep, state: SagaState) -> Failure | None:
                 payload_of(planned, state)
             case _:
                 pass
-    except (LookupError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         return _unresolved(planned, what, error)
     return None
 
@@ -63,8 +64,8 @@ def items_of(planned: PlannedStep, state: SagaState) -> int | Failure | None:
     if planned.each is None:
         return None
     try:
-        items = resolve(planned.each, state)
-    except LookupError as error:
+        items = _here(planned.each, state)
+    except (LookupError, TypeError) as error:
         return _unresolved(planned, "each", error)
     if not isinstance(items, list):
         found = ValueError(f"{type(items).__name__} is no list")
@@ -91,16 +92,18 @@ def holds(condition: Condition, state: SagaState) -> bool:
 
     Raises:
         LookupError: A reference that it compares leads to nothing.
-        TypeError: Two values have no order.
+        TypeError: Two values have no order, or one is in the payload store.
     """
     match condition:
         case Compare(op, left, right):
-            return _COMPARE[op](resolve(left, state), resolve(right, state))
+            return _COMPARE[op](_compared(left, state), _compared(right, state))
         case Exists(what):
             try:
-                resolve(what, state)
+                found = resolve(what, state)
             except LookupError:
                 return False
+            if is_ticket(found) and found.get(PATH):
+                raise _away(what)
             return True
         case AllOf(of):
             return all(holds(one, state) for one in of)
@@ -134,17 +137,55 @@ def until_of(reference: Input | Output, state: SagaState) -> datetime:
 
     Raises:
         LookupError: It leads to nothing.
+        TypeError: It leads into a value in the payload store.
         ValueError: It leads to something that is no time, or to one without an offset.
     """
-    value = resolve(reference, state)
+    value = _here(reference, state)
     try:
         return msgspec.convert(value, AwareDatetime)
     except msgspec.ValidationError:
         raise ValueError(f"{value!r} is no time with an offset, as 2026-03-01T09:00:00Z") from None
 
 
+def _here(reference: Reference, state: SagaState) -> Any:
+    """The value that a reference stands for, to be looked at now.
+
+    Raises:
+        LookupError: It leads to nothing.
+        TypeError: It leads to a value in the payload store, or into one.
+    """
+    value = resolve(reference, state)
+    if is_ticket(value):
+        raise _away(reference)
+    return value
+
+
+def _compared(reference: Reference, state: SagaState) -> Any:
+    """As `_here`; nor may anything in it be in the payload store, or nothing would equal it."""
+    value = _here(reference, state)
+    if isinstance(value, dict | list) and any(True for _ in tickets_in(value)):
+        raise _away(reference)
+    return value
+
+
+def _away(reference: Reference) -> TypeError:
+    match reference:
+        case Input(path):
+            what = f"the field {path!r} of the input"
+        case Output(step, path):
+            what = f"{path!r} of the output of {step!r}" if path else f"the output of {step!r}"
+        case Element(of, index, path):
+            return TypeError(f"item {index}, {path!r}: {_away(of).args[0]}")
+        case _:
+            what = "a value"
+    return TypeError(
+        f"{what} is in the payload store, or a part of it, since it is larger than "
+        "SAGA_CLAIM_CHECK_BYTES; give what is looked at here a small field of its own"
+    )
+
+
 def resolve(reference: Reference, state: SagaState) -> Any:
-    """The value that a reference stands for.
+    """The value that a reference stands for; a ticket for what is in the payload store.
 
     Raises:
         LookupError: It leads to nothing; says where.
@@ -156,11 +197,12 @@ def resolve(reference: Reference, state: SagaState) -> Any:
             return _at(state.input, path, "the input")
         case Output(step, path, default):
             try:
-                return _at(_output(step, state), path, f"the output of {step!r}")
+                found = _at(_output(step, state), path, f"the output of {step!r}")
             except LookupError:
                 if default is msgspec.UNSET:
                     raise
                 return default
+            return or_else(found, default) if is_ticket(found) else found
         case Element(of, index, path):
             return _at(resolve(of, state)[index], path, f"item {index}")
         case Item():
@@ -177,7 +219,10 @@ def _output(name: str, state: SagaState) -> Any:
 
 
 def _at(value: Any, path: str, where: str) -> Any:
-    for part in path.split(".") if path else ():
+    parts = path.split(".") if path else []
+    for index, part in enumerate(parts):
+        if is_ticket(value):
+            return into(value, ".".join(parts[index:]))
         if not isinstance(value, Mapping) or part not in value:
             raise LookupError(f"{where} has no {path!r}")
         value = value[part]

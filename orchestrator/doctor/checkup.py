@@ -12,7 +12,7 @@ from celery import Celery
 
 from orchestrator.bootstrap import SERVICE, load_sagas, make_celery
 from orchestrator.core.definition import Definition, Saga
-from orchestrator.doctor import brokers, exporting, running, stores
+from orchestrator.doctor import brokers, exporting, payload_store, running, stores
 from orchestrator.doctor.findings import Code, Finding, Severity, good, tried, wrong
 from orchestrator.doctor.recovery import Recovery, worst_case
 from orchestrator.log_files import LogQuery, open_logs, search
@@ -61,6 +61,7 @@ class Checkup:
         findings = [
             *tried("definitions", self._definitions),
             *tried(stores.CHECK, self._store),
+            *tried(payload_store.CHECK, self._payload_store),
             *tried(brokers.CHECK, self._broker),
             *tried(exporting.CHECK, self._telemetry),
             *tried("logs", self._logs),
@@ -92,6 +93,9 @@ class Checkup:
             yield from found
             if not any(one.severity is Severity.WRONG and one.check == "store" for one in found):
                 self._stored = store.definitions()
+
+    def _payload_store(self) -> Iterator[Finding]:
+        return payload_store.check_payload_store(self._settings)
 
     def _broker(self) -> Iterator[Finding]:
         try:

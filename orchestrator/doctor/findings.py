@@ -49,6 +49,7 @@ class Code(StrEnum):
     STORE_SCHEMA = "store-schema"
     STORE_READ_ONLY = "store-read-only"
     STORE_NOT_DURABLE = "store-not-durable"
+    PAYLOAD_STORE = "payload-store"
     CLOCK_SKEW = "clock-skew"
     SQLITE_NETWORK = "sqlite-network"
     SQLITE_JOURNAL = "sqlite-journal"

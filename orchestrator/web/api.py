@@ -2,6 +2,7 @@
 
     POST /sagas/{name}               {"input": {}, "key": "", "not_before": ""}     start
     GET  /sagas/{saga_id}                                                           look
+    GET  /sagas/{saga_id}/payload    ?step=&undo=                                   input, output
     POST /sagas/{saga_id}/cancel     {"reason": ""}
     POST /sagas/{saga_id}/fork       {"from_step": "", "input": null, "key": "", "reason": ""}
     POST /sagas/{saga_id}/pause, resume, resolve, compensate        {"reason": ""}
@@ -51,7 +52,7 @@ from orchestrator.web.bodies import (
     read,
 )
 from orchestrator.web.operating import Operating
-from shared.errors import PayloadTooLarge, SagaError
+from shared.errors import InputError, PayloadTooLarge, SagaError
 from shared.telemetry.http import AsgiTracing
 
 BODY_BYTES_SPARE: Final = 4096
@@ -91,6 +92,7 @@ def make_api(client: Client, *, payload_bytes_max: int, token: str = "") -> Asgi
     }
     gets: dict[str, Handle] = {
         "/sagas/{saga_id}": api.show,
+        "/sagas/{saga_id}/payload": api.payload,
         "/limits": of.limits,
         "/names/{name}/limits": of.limits,
         "/pauses": of.pauses,
@@ -165,6 +167,14 @@ class _Api:
     def show(self, request: Request, _body: bytes) -> tuple[int, Any]:
         return 200, self._client.view(request.path_params["saga_id"])
 
+    def payload(self, request: Request, _body: bytes) -> tuple[int, Any]:
+        asked = request.query_params
+        step, undo = asked.get("step", ""), asked.get("undo", "false")
+        if undo not in {"true", "false"}:
+            raise InputError(f"undo is true or false, not {undo!r}.")
+        saga_id = request.path_params["saga_id"]
+        return 200, self._client.payload(saga_id, step, undo=undo == "true")
+
     def cancel(self, request: Request, body: bytes) -> tuple[int, Any]:
         given = read(body, CancelBody)
         saga_id = request.path_params["saga_id"]
@@ -220,7 +230,8 @@ class _Api:
             if len(body) > self._body_bytes_max:
                 raise PayloadTooLarge(
                     f"The body is larger than {self._body_bytes_max} bytes.",
-                    hint="Send a reference instead of the data, or raise SAGA_PAYLOAD_BYTES_MAX.",
+                    hint="Send a reference instead of the data, or raise SAGA_PAYLOAD_BYTES_MAX, "
+                    "or SAGA_CLAIM_CHECK_BYTES_MAX where there is a payload store.",
                 )
         return bytes(body)
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -70,11 +70,11 @@ def test_a_crash_between_archive_and_deletion_archives_twice(story: Story) -> No
     """At least once, never not at all."""
     lines: list[str] = []
 
-    def dies(sagas: Sequence[Archived]) -> None:
+    def dies(sagas: Iterable[Archived]) -> None:
         lines.extend(one.saga_id for one in sagas)
         raise KeyboardInterrupt
 
-    def keeps(sagas: Sequence[Archived]) -> None:
+    def keeps(sagas: Iterable[Archived]) -> None:
         lines.extend(one.saga_id for one in sagas)
 
     store = story.engine.store

@@ -18,7 +18,17 @@ from orchestrator.store.memory import MemoryStore
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import MemoryBroker, MemoryTransport
 from orchestrator.views import SagaView, StepView
-from shared.messages import Accepted, Command, Failed, Outcome, Rejected, Reply, Request
+from shared.claims import Claims
+from shared.messages import (
+    Accepted,
+    Command,
+    Failed,
+    Outcome,
+    Rejected,
+    Reply,
+    Request,
+    Succeeded,
+)
 from tests.core.builders import T0
 from workers.sdk import Later, Reject
 from workers.sdk.outcome import failure_of, succeeded_with
@@ -44,6 +54,7 @@ class Shop:
     Args:
         sagas: What can be started.
         tasks: Participants by task name; a task that is not here gives no answer.
+        claims: Where they and the sagas keep large payloads; None for nowhere.
 
     Attributes:
         client: Starts, operates and reads sagas.
@@ -51,11 +62,14 @@ class Shop:
         now: The time; `wait` moves it.
     """
 
-    def __init__(self, *sagas: Saga, tasks: Mapping[str, Task]) -> None:
+    def __init__(
+        self, *sagas: Saga, tasks: Mapping[str, Task], claims: Claims | None = None
+    ) -> None:
         self.now = T0
         self.calls: list[str] = []
         self.commands: list[Command] = []
         self._tasks = tasks
+        self._claims = claims
         self._copies = 1
         self._broker = _Broker()
         self._transport = MemoryTransport(self._broker)
@@ -66,6 +80,7 @@ class Shop:
             catalog=Catalog(sagas),
             tracing=SagaTracing(system="memory", clock=lambda: self.now),
             clock=lambda: self.now,
+            claims=claims,
         )
         self.client = Client(self.engine)
 
@@ -136,8 +151,9 @@ class Shop:
         self.calls.append(command.task)
         outcome: Outcome
         try:
-            result = task(**command.payload)
+            result = task(**self._whole(command))
             outcome = Accepted() if isinstance(result, Later) else succeeded_with(result)
+            outcome = self._checked_in(outcome, command.saga_id)
         except Reject as rejection:
             outcome = Rejected(failure=failure_of(rejection))
         except Exception as error:  # noqa: BLE001 - as in a worker: a failure is a value
@@ -151,6 +167,18 @@ class Shop:
                 outcome=outcome,
             )
         )
+
+    def _whole(self, command: Command) -> dict[str, Any]:
+        if self._claims is None:
+            return command.payload
+        whole: dict[str, Any] = self._claims.fetch(command.payload, command.saga_id)
+        return whole
+
+    def _checked_in(self, outcome: Outcome, saga_id: str) -> Outcome:
+        if self._claims is None or not isinstance(outcome, Succeeded):
+            return outcome
+        kept = (self._claims.kept(one, saga_id, "It") for one in (outcome.output, outcome.undo))
+        return Succeeded(output=next(kept), undo=next(kept))
 
     def _rows(self) -> list[Any]:
         return self.client.list(limit=1_000)  # type: ignore[return-value]

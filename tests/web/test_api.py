@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from shared.errors import UnavailableError
 from shared.messages import Accepted, Reply
 from shared.tokens import token_of
 from tests.core.builders import Order
+from tests.core.test_claims import LARGE, claims_in
 from tests.e2e.saga_dev import Folder
 from tests.web.calls import TRACE_ID, TRACEPARENT
 
@@ -93,6 +95,24 @@ def test_a_saga_is_started_completed_and_approved(http: TestClient, client: Clie
     shown = http.get(f"/sagas/{saga_id}").json()
     assert [step["phase"] for step in shown["steps"]] == ["succeeded", "succeeded"]
     assert shown["steps"][0]["output"] == {"parcel": "p-1"}
+
+
+def test_a_payload_is_fetched_whole(client: Client, tmp_path: Path) -> None:
+    """Where it is large the saga itself has a ticket for it; else it is what is shown."""
+    client._engine.payloads.claims = claims_in(tmp_path / "claims")
+    client._engine.payloads._payload_bytes_max = 1_000
+    with TestClient(make_api(client, payload_bytes_max=10_000)) as http:
+        begun = http.post("/sagas/slow", json={"input": {"order_id": LARGE}})
+        url = f"/sagas/{begun.json()['saga_id']}"
+        completion = {"token": accepted(client, begun.json()["saga_id"]), "undo": {"u": LARGE}}
+        assert http.post("/completions", json={**completion, "output": 7}).status_code == 202
+        assert LARGE not in http.get(url).text
+        assert http.get(f"{url}/payload").json() == {"order_id": LARGE}
+        assert http.get(f"{url}/payload?step=ship").json() == 7
+        assert http.get(f"{url}/payload?step=ship&undo=true").json() == {"u": LARGE}
+        assert http.get(f"{url}/payload?step=no").status_code == 422
+        assert http.get(f"{url}/payload?undo=yes").status_code == 422
+        assert http.get("/sagas/no/payload").status_code == 404
 
 
 def test_a_failure_and_a_cancel_turn_a_saga_back(http: TestClient, client: Client) -> None:

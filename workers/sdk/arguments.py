@@ -62,6 +62,10 @@ class Arguments:
         self._takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
         self._types = _types(function, parameters) if convert else {}
 
+    def wants(self, name: str) -> bool:
+        """Whether the function gets an argument of this name."""
+        return self._takes_all or name in self._named
+
     def select(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments for a call.
 
@@ -71,7 +75,7 @@ class Arguments:
         problems = [f"{name}: missing" for name in self._required if name not in payload]
         chosen: dict[str, Any] = {}
         for name, value in payload.items():
-            if not (self._takes_all or name in self._named):
+            if not self.wants(name):
                 continue
             chosen[name] = value
             if name in self._types:

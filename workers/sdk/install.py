@@ -25,9 +25,10 @@ from workers.sdk.arguments import Arguments
 from workers.sdk.barrier import Verdict
 from workers.sdk.command import StepCommand, command_of, is_command
 from workers.sdk.outcome import Reject, failure, failure_of
+from workers.sdk.payloads import encoded, everything, in_clear
 from workers.sdk.reply import send_reply
 from workers.sdk.request import STRATEGY
-from workers.sdk.runner import command_from, encoded, in_clear, run_step
+from workers.sdk.runner import command_from, run_step
 
 _TAKEN: Final = "saga_taken"
 """Set on a request that is being run as a step, so that a task that calls itself replies once."""
@@ -103,16 +104,18 @@ class _AdoptedTask(Task[Any, Any]):
     def _perform(
         self, command: StepCommand, args: tuple[Any, ...], payload: Mapping[str, Any]
     ) -> tuple[Verdict, Any]:
-        payload = in_clear(payload)
+        arguments = None if args else _arguments_of(self)
+        wanted = arguments.wants if arguments else everything
         try:
-            chosen = payload if args else _arguments_of(self).select(payload)
+            payload = in_clear(payload, wanted, command.saga_id, command.effect_of)
+            chosen = arguments.select(payload) if arguments else payload
             result = super().__call__(*args, **chosen)
         except Reject as rejection:
             if command.direction == "compensation":
                 raise
             return Verdict(Rejected(failure=failure_of(rejection))), None
         faults.reach(faults.IN_ACTION, self.name)
-        return Verdict(encoded(result)), result
+        return Verdict(encoded(result, command.saga_id)), result
 
 
 def _adopt(task: Task[Any, Any]) -> None:

@@ -19,9 +19,10 @@ from workers.sdk.context import StepContext
 from workers.sdk.heartbeat import Pulse
 from workers.sdk.install import prepare
 from workers.sdk.outcome import Reject, failure_of
+from workers.sdk.payloads import encoded, fetched, in_clear
 from workers.sdk.request import STRATEGY
 from workers.sdk.results import checked, result_type
-from workers.sdk.runner import command_from, encoded, in_clear, run_step
+from workers.sdk.runner import command_from, run_step
 
 DIRECTION_MISMATCH: Final = "DirectionMismatch"
 
@@ -173,7 +174,7 @@ class _Step:
     def _perform(
         self, task: Task[Any, Any], command: StepCommand, payload: Mapping[str, Any]
     ) -> tuple[Verdict, Any]:
-        payload = in_clear(payload)
+        payload = in_clear(payload, self._arguments.wants, command.saga_id, command.effect_of)
 
         def work(connection: sa.Connection | None, stored_undo: Any) -> Succeeded | Accepted:
             if command.direction != self._direction:
@@ -196,7 +197,8 @@ class _Step:
                 _token=command.token,
                 _pulse=Pulse(task.app, command),
             )
-            return self._call(context, _with_undo(payload, command.direction, stored_undo))
+            arguments = self._with_undo(payload, command, stored_undo)
+            return self._call(context, arguments, command.saga_id)
 
         barrier = self._participant.barrier
         if barrier is not None:
@@ -209,6 +211,17 @@ class _Step:
             except Reject as rejection:
                 verdict = Verdict(Rejected(failure=failure_of(rejection)))
         return verdict, _output(verdict.outcome)
+
+    def _with_undo(
+        self, payload: Mapping[str, Any], command: StepCommand, stored: Any
+    ) -> Mapping[str, Any]:
+        """A compensation's arguments; the stored undo data where the orchestrator knew of none."""
+        if command.direction == "action" or not self._arguments.wants(UNDO_ARGUMENT):
+            return payload
+        known = payload.get(UNDO_ARGUMENT)
+        if known is None:
+            known = fetched(stored, command.effect_of)  # that saga keeps it
+        return {**payload, UNDO_ARGUMENT: known}
 
     def _plainly(self, task: Task[Any, Any], payload: Mapping[str, Any]) -> Any:
         """A call from outside of any saga: no barrier, no reply, only the function."""
@@ -227,20 +240,14 @@ class _Step:
         with barrier.transaction() as connection:
             return _output(self._call(context.with_connection(connection), payload))
 
-    def _call(self, context: StepContext, payload: Mapping[str, Any]) -> Succeeded | Accepted:
+    def _call(
+        self, context: StepContext, payload: Mapping[str, Any], saga_id: str = ""
+    ) -> Succeeded | Accepted:
         arguments = self._arguments.select(payload)
         result = self._function(context, **arguments)
         faults.reach(faults.IN_ACTION, self._name)
-        return encoded(checked(result, self._result_type))
+        return encoded(checked(result, self._result_type), saga_id)
 
 
 def _output(outcome: Succeeded | Rejected | Accepted) -> Any:
     return outcome.output if isinstance(outcome, Succeeded) else None
-
-
-def _with_undo(payload: Mapping[str, Any], direction: Direction, stored: Any) -> Mapping[str, Any]:
-    """A compensation's arguments; the stored undo data where the orchestrator knew of none."""
-    if direction == "action":
-        return payload
-    known = payload.get(UNDO_ARGUMENT)
-    return {**payload, UNDO_ARGUMENT: stored if known is None else known}

@@ -6,7 +6,7 @@ The reply goes out before the command is acknowledged: a crash in between repeat
 barrier answers the repetition, instead of losing the step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -15,23 +15,18 @@ from celery import Task
 from celery.exceptions import Ignore, Retry
 from celery.exceptions import Reject as MessageReject
 
-from shared import codec, faults
+from shared import faults
 from shared.clock import utc_now
-from shared.errors import DecodeError, PayloadTooLarge
+from shared.errors import DecodeError
 from shared.messages import Accepted, Execution, Failed, Failure, Outcome, Rejected, Succeeded
-from shared.sealing import ring
-from shared.settings import settings
 from shared.telemetry import current, logs
 from shared.telemetry import names as vocabulary
 from shared.telemetry.metrics.catalog import PARTICIPANT_DURATION
 from workers.sdk.barrier import Verdict
 from workers.sdk.command import StepCommand, command_of
-from workers.sdk.outcome import Fail, Later, Reject, failure, failure_of, succeeded_with
+from workers.sdk.outcome import Reject, failure, failure_of
 from workers.sdk.reply import send_reply
 
-RESULT_NOT_JSON: Final = "ResultNotJson"
-RESULT_TOO_LARGE: Final = "ResultTooLarge"
-PAYLOAD_SEALED: Final = "PayloadSealed"
 IGNORED: Final = "Ignored"
 MESSAGE_REJECTED: Final = "MessageRejected"
 
@@ -126,41 +121,6 @@ def run_step(
         if isinstance(outcome, Rejected):
             raise Reject(outcome.failure.kind, outcome.failure.message)
         return result
-
-
-def in_clear(payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The payload of a message, opened where it is sealed.
-
-    Raises:
-        Fail: It is sealed with a key that this process does not have; another one may have it.
-    """
-    try:
-        found: Mapping[str, Any] = ring().open(payload)
-    except DecodeError as error:
-        raise Fail(PAYLOAD_SEALED, f"The payload cannot be opened. {error}") from error
-    return found
-
-
-def encoded(result: Any) -> Succeeded | Accepted:
-    """What a function returned, as plain JSON values.
-
-    Raises:
-        Fail: It is not JSON, or too large; another attempt will not help.
-    """
-    if isinstance(result, Later):
-        return Accepted()
-    outcome = succeeded_with(result)
-    limit = settings().payload_bytes_max
-    try:
-        codec.check_size(outcome.output, limit, "The result")
-        if outcome.undo is not outcome.output:
-            codec.check_size(outcome.undo, limit, "The undo data")
-        return codec.decode(codec.encode(outcome), Succeeded)
-    except PayloadTooLarge as error:
-        raise Fail(RESULT_TOO_LARGE, str(error), retryable=False) from error
-    except DecodeError as error:
-        text = f"The step returned what JSON has no form for: {error.message}"
-        raise Fail(RESULT_NOT_JSON, text, retryable=False) from error
 
 
 def _outcome_of(error: Exception, command: StepCommand) -> Rejected | Failed:

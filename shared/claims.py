@@ -1,0 +1,216 @@
+"""Claim check: large values are kept in a payload store, and a small ticket travels instead.
+
+(Hohpe and Woolf, *Enterprise Integration Patterns*, "Claim Check".) Off, unless
+SAGA_CLAIM_CHECK_URL names a store; then
+
+* whoever makes a payload checks it in: the client the input of a saga, the participant the output
+  of a step. A field that is larger than SAGA_CLAIM_CHECK_BYTES is written to the store *before*
+  anything refers to it, and its ticket (`shared.tickets`) takes its place. Small fields stay, so
+  that conditions and references can read them;
+* a participant fetches what its function asks for just before it calls it.
+
+A value is encrypted where payloads are (`shared.sealing`).
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from shared import codec
+from shared.errors import DecodeError, InputError, PayloadTooLarge
+from shared.payload_store import PayloadStore
+from shared.sealing import KeyRing, ring
+from shared.settings import Settings, settings
+from shared.tickets import CLAIM, MARK, follow, replaced, ticket, tickets_in
+
+NO_PARTS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+
+class CheckedIn(NamedTuple):
+    """A payload as it travels.
+
+    Attributes:
+        value: With tickets for its large fields.
+        parts: Those, as JSON, by their names; to be put into the store first.
+    """
+
+    value: Any
+    parts: Mapping[str, bytes] = NO_PARTS
+
+
+class Claims:
+    """Checks values in and fetches them.
+
+    Args:
+        store: Where they are kept.
+        value_bytes: Size from which on a field is kept there.
+        value_bytes_max: Largest value that is.
+        keys: Seal what is kept.
+    """
+
+    def __init__(
+        self, store: PayloadStore, *, value_bytes: int, value_bytes_max: int, keys: KeyRing
+    ) -> None:
+        self.store = store
+        self._value_bytes = value_bytes
+        self._value_bytes_max = value_bytes_max
+        self._keys = keys
+
+    def check_in(self, value: Any, what: str, *, tickets: bool = False) -> CheckedIn:
+        """Take the large fields out of a payload; nothing is written.
+
+        Args:
+            value: A payload: its fields are looked at where it is an object, else all of it.
+            what: It, for an error.
+            tickets: It may hold tickets of the saga that it is for.
+
+        Raises:
+            PayloadTooLarge: A field is larger than the payload store takes.
+            InputError: It holds what looks like a ticket.
+            DecodeError: It is not JSON.
+        """
+        raw = codec.encode(value)
+        small = len(raw) <= self._value_bytes
+        if small and MARK not in raw:
+            return CheckedIn(value)
+        plain = codec.decode(raw, Any)
+        if not tickets and MARK in raw:
+            _refuse_tickets(plain, what)
+        if small:
+            return CheckedIn(value)
+        parts: dict[str, bytes] = {}
+        if not isinstance(plain, dict):
+            return CheckedIn(self._checked_in(plain, what, parts), parts)
+        fields = {
+            name: self._checked_in(one, f"{what}, field {name!r},", parts)
+            for name, one in plain.items()
+        }
+        return CheckedIn(fields, parts)
+
+    def put(self, saga_id: str, parts: Mapping[str, bytes]) -> None:
+        """Keep what was checked in, for a saga; repeating it changes nothing.
+
+        Raises:
+            PayloadStoreUnavailable: Not all of it is kept.
+        """
+        for digest, raw in parts.items():
+            self.store.write(saga_id, digest, self._keys.seal_text(raw.decode()).encode())
+
+    def kept(self, value: Any, saga_id: str, what: str) -> Any:
+        """`check_in` and `put` in one."""
+        checked = self.check_in(value, what)
+        self.put(saga_id, checked.parts)
+        return checked.value
+
+    def fetch(self, value: Any, *saga_ids: str) -> Any:
+        """A payload with what its tickets stand for.
+
+        Args:
+            value: It.
+            saga_ids: Who keeps the values: the first that has one.
+
+        Raises:
+            PayloadStoreUnavailable: The store cannot be reached.
+            DecodeError: A value is not there, is damaged, or encrypted with an unknown key.
+            LookupError: A reference into a value leads to nothing.
+        """
+        known: dict[str, bytes] = {}
+
+        def fetched(found: dict[str, Any]) -> Any:
+            digest = found[CLAIM]
+            if digest not in known:
+                known[digest] = self._read_first(digest, saga_ids)
+            # Decoded each time: a function may change one of its arguments.
+            return follow(found, codec.decode(known[digest], Any))
+
+        return replaced(value, fetched)
+
+    def read(self, saga_id: str, digest: str) -> bytes:
+        """A value as JSON.
+
+        Raises:
+            PayloadStoreUnavailable: The store cannot be reached.
+            DecodeError: It is not there, is damaged, or encrypted with an unknown key.
+        """
+        data = self.store.read(saga_id, digest)
+        try:
+            raw = self._keys.open_text(data.decode()).encode()
+        except UnicodeDecodeError:
+            raw = b""
+        if sha256(raw).hexdigest() != digest:
+            raise DecodeError(
+                f"The payload {digest[:12]}… of saga {saga_id} is damaged: its SHA-256 is another "
+                "one.",
+                hint=f"It is in {self.store.shown_url}.",
+                saga_id=saga_id,
+            )
+        return raw
+
+    def copy(self, value: Any, source: str, target: str) -> None:
+        """Give a saga what another one keeps of the tickets in a value."""
+        for digest in {one[CLAIM] for one in tickets_in(value)}:
+            self.store.copy(digest, source, target)
+
+    def reseal(self) -> int:
+        """Seal everything with the first key; returns how much."""
+        count = 0
+        for saga_id in self.store.sagas():
+            for digest in self.store.digests(saga_id):
+                text = self._keys.reseal_text(self.store.read(saga_id, digest).decode())
+                self.store.write(saga_id, digest, text.encode(), anew=True)
+                count += 1
+        return count
+
+    def _checked_in(self, value: Any, what: str, parts: dict[str, bytes]) -> Any:
+        raw = codec.encode(value)
+        size = len(raw)
+        if size <= self._value_bytes:
+            return value
+        if size > self._value_bytes_max:
+            raise PayloadTooLarge(
+                f"{what} is {size} bytes as JSON; the payload store takes {self._value_bytes_max} "
+                "bytes.",
+                hint="Send a reference instead of the data, or raise SAGA_CLAIM_CHECK_BYTES_MAX.",
+            )
+        digest = sha256(raw).hexdigest()
+        parts[digest] = raw
+        return ticket(digest, size)
+
+    def _read_first(self, digest: str, saga_ids: tuple[str, ...]) -> bytes:
+        *others, last = saga_ids
+        found = next((one for one in others if self.store.has(one, digest)), last)
+        return self.read(found, digest)
+
+
+def claims_of(configured: Settings) -> Claims | None:
+    """The claim check that the settings ask for; None where they ask for none.
+
+    Raises:
+        ConfigurationError: The URL is wrong, or a package for it is not installed.
+    """
+    if not configured.claim_check_url:
+        return None
+    return Claims(
+        PayloadStore(configured.claim_check_url),
+        # What is too large for a message must not stay in it.
+        value_bytes=min(configured.claim_check_bytes, configured.payload_bytes_max),
+        value_bytes_max=configured.claim_check_bytes_max,
+        keys=ring(),
+    )
+
+
+@cache
+def claims() -> Claims | None:
+    """The claim check of this process, made once from the settings; raises as `claims_of`."""
+    return claims_of(settings())
+
+
+def _refuse_tickets(value: Any, what: str) -> None:
+    if any(True for _ in tickets_in(value)):
+        raise InputError(
+            f"{what} holds an object that has {CLAIM!r} and looks like a ticket of the payload "
+            "store.",
+            hint="Give the value itself.",
+        )

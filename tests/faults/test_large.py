@@ -1,0 +1,73 @@
+"""Payloads of megabytes, over real processes: whole at the participants, nowhere in between."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import redis
+
+from orchestrator.core.state import Status
+from shared.clock import utc_now
+from tests.faults.stack import ENDED_WITHIN, MakeStack, Stack
+from tests.waiting import wait_until
+
+TEXT = "large" * 400_000
+APP = ("-A", "tests.faults.large_app", "worker")
+SMALL = 8_000
+
+
+def start(stack: Stack, **given: str) -> str:
+    """Start the printing of a book of two megabytes."""
+    return stack.client.start("print-book", {"text": TEXT, **given}).row.saga_id
+
+
+def largest_text(file: Path) -> int:
+    """Characters of the largest value in a database."""
+    with sqlite3.connect(file) as base:
+        tables = [
+            name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        return max(
+            len(str(value))
+            for table in tables
+            for row in base.execute(f"SELECT * FROM {table}")
+            for value in row
+        )
+
+
+def test_megabytes_pass_by_messages_and_stores(make_stack: MakeStack) -> None:
+    """Two sagas, one of which is undone with what was really done; a purge takes all of it along."""
+    stack = make_stack(SAGA_DEFINITIONS="tests.faults.large", OTEL_SDK_DISABLED="false")
+    folder = stack.home / "claims"
+    url = f"file://{folder}"
+    stack.use(SAGA_CLAIM_CHECK_URL=url)
+    stack.settings = stack.settings.model_copy(
+        update={"definitions": ("tests.faults.large",), "claim_check_url": url}
+    )
+    printed, undone = start(stack), start(stack, region="moon")
+    with redis.Redis.from_url(stack.settings.broker_url) as broker:
+        messages = broker.lrange("press", 0, -1)
+    assert len(messages) == 2
+    assert max(map(len, messages)) < SMALL
+    stack._start("press", ["-m", "celery", *APP, "-Q", "press", "-c", "2"], {})
+    stack.orchestrator()
+    row = stack.client.wait(printed, ENDED_WITHIN)
+    assert row.state.status is Status.COMPLETED, row.state.cause
+    assert row.state.step("bind").output == len(TEXT)
+    assert row.state.step("ship").output == "large to earth"
+    assert stack.client.wait(undone, ENDED_WITHIN).state.status is Status.COMPENSATED
+    shredded = json.loads((stack.home / f"shredded-{undone}").read_text())
+    assert shredded["text"] == len(TEXT) < shredded["undo"]
+    shown = stack.saga("payload", printed, "render")
+    for file in (stack.home / "saga.db", stack.home / "press.db"):
+        assert largest_text(file) < SMALL, file
+    out, err = shown.communicate(timeout=60)
+    assert (json.loads(out)["pdf"]["body"] == TEXT.upper()) is True, err
+    wait_until(lambda: stack.client.count_ended(utc_now()) == 2, timeout=30, what="their traces")
+    archive = stack.home / "archive.jsonl"
+    purged = stack.saga("purge", "--older-than", "0s", "--archive", str(archive), "--json")
+    out, err = purged.communicate(timeout=60)
+    assert json.loads(out)["sagas"] == 2, err
+    assert list(folder.iterdir()) == []
+    lines = [json.loads(line) for line in archive.read_text().splitlines()]
+    assert all(TEXT in one["payloads"].values() for one in lines)
