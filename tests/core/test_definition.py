@@ -438,7 +438,7 @@ def test_a_definition_is_the_same_after_it_was_stored(value: object) -> None:
     """Else a start would be refused since the definition had "changed"."""
     one = purchase(
         step("a", payload={"x": value, "y": Literal(value), "z": Input("order_id")}),
-        step("b", after=["a"], payload={"all": Output("a")}),
+        step("b", after=["a"], payload={"all": Output("a"), "d": Output("a", "x", default=value)}),
         step("p", pivot=True, compensation=NOTHING_TO_UNDO, retry=Retry.forever()),
     ).definition
     assert codec.decode(codec.encode(one), Definition) == one

@@ -6,7 +6,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.definition import Input, Output, Saga, Sleep, Step, WaitFor
+from orchestrator.core.definition import (
+    Gather,
+    Input,
+    Limit,
+    Output,
+    Saga,
+    Sleep,
+    Step,
+    SubSaga,
+    WaitFor,
+)
 from orchestrator.core.messages import (
     Cancel,
     Complete,
@@ -341,17 +351,29 @@ def test_a_sign_of_life_counts_for_the_attempt_in_flight_only() -> None:
         (Step("w", Sleep(until=Input("at"))), "until is Input('at'), but the input has order_id"),
         (wait("w", WaitFor("o k")), "its signal is named 'o k'"),
         (wait("w", WaitFor("ok", default=1)), 'it has a default; say otherwise="default"'),
-        (wait("w", WaitFor("ok"), compensation="x.y"), "there is nothing to undo"),
+        (
+            wait("w", WaitFor("ok"), compensation="x.y"),
+            "it only waits, so there is nothing to undo",
+        ),
         (wait("w", WaitFor("ok"), payload={}), "it only waits and calls nothing"),
         (wait("w", WaitFor("ok"), pivot=True), "it only waits and cannot be the pivot"),
+        (
+            wait("w", WaitFor("ok"), limit=Limit(in_flight=1)),
+            "it only waits, which takes no room; leave the limit out",
+        ),
+        (Step("w", SubSaga("ho tel")), "its saga is named 'ho tel'"),
+        (Step("w", SubSaga("hotel"), "x.y"), "it is a saga, which undoes itself"),
+        (Step("w", SubSaga("hotel"), queue="x"), "it is a saga and has no queue"),
+        (Step("w", Gather(("a",))), "action is Gather, which is made for a step with each="),
         (step("w", completes_within=-MINUTE), "completes_within is -1 day, 23:59:00"),
     ],
 )
-def test_mistakes_in_a_wait_are_named(waiting: Step, problem: str) -> None:
+def test_mistakes_in_what_is_no_task_are_named(waiting: Step, problem: str) -> None:
     """When the definition is built."""
     with pytest.raises(DefinitionError) as caught:
         saga(waiting)
-    assert any(problem in one for one in caught.value.problems), caught.value.problems
+    found = [one.partition(": ")[2] for one in caught.value.problems]
+    assert any(one.startswith(problem) for one in found), caught.value.problems
 
 
 def test_a_signal_after_the_pivot_must_not_say_no() -> None:
