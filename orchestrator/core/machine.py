@@ -245,8 +245,12 @@ def _wanted_forward(definition: Definition, state: SagaState, now: datetime) -> 
             is_done(definition, state, name) for name in planned.after
         )
         if (due or ready) and _has_room(planned, definition, state):
+            # One that an operator tries again may have been refused before its first attempt.
+            again = due and step.attempt
             yield (
-                _dispatched(planned, state, "action", now) if due else _begun(planned, state, now)
+                _dispatched(planned, state, "action", now)
+                if again
+                else _begun(planned, state, now)
             )
     if done:
         yield SagaCompleted()

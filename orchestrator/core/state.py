@@ -384,7 +384,9 @@ def _copy(state: SagaState, event: StepCopied) -> SagaState:
 
 def _after_success(state: SagaState, event: StepSucceeded) -> SagaState:
     step = state.step(event.step)
-    known = {"success": event.attempt, "output": event.output, "undo": event.undo}
+    # Later steps may have begun with the output that an operator gave when it was skipped.
+    output = step.output if step.phase is Phase.SKIPPED else event.output
+    known = {"success": event.attempt, "output": output, "undo": event.undo}
     if step.phase in {Phase.UNDOING, Phase.UNDO_RETRYING, Phase.UNDO_FAILED}:
         # Late: the way back has begun, and now it is known what there is to undo.
         return _with_step(state, event.step, **known)

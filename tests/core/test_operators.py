@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.core.definition import WaitFor
+from orchestrator.core.definition import Item, Output, Sleep, Step, WaitFor
 from orchestrator.core.events import CompensationRequested, StepSkipped
 from orchestrator.core.messages import (
     Cancel,
@@ -18,6 +18,7 @@ from orchestrator.core.messages import (
     Skip,
     Tick,
 )
+from orchestrator.core.references import eq
 from orchestrator.core.state import CauseKind, Status
 from tests.core.builders import (
     FOR_GOOD,
@@ -129,6 +130,35 @@ def test_an_edited_payload_is_used_from_then_on() -> None:
     assert first.payload == second.payload == {"to": "ada"}
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        step("c", payload={"x": Output("p", "missing")}),
+        step("c", payload={"x": Item()}, each=Output("p", "missing")),
+        step("c", when=eq(Output("p", "missing"), 1)),
+        wait("c", Sleep(until=Output("p", "missing"))),
+    ],
+    ids=["payload", "each", "when", "until"],
+)
+def test_a_retry_of_what_could_not_begin_tries_to_begin_it(behind: Step) -> None:
+    """Its references lead to nothing still: it is refused again, for the same reason."""
+    run = Run(saga(step("p", pivot=True), behind).definition, succeeded("p", output={}))
+    failure = run.known.step("c").failure
+    decision = run.tell(RetryNow(step="c", by="ada"))
+    assert tags(decision.events) == ["retry_requested", "step_rejected", "saga_stuck"]
+    assert run.known.step("c").failure == failure
+    run.tell(Skip(step="c", by="ada"))
+    assert run.known.status is Status.COMPLETED
+
+
+def test_what_could_not_begin_begins_with_a_payload_of_the_operator() -> None:
+    """As its first attempt."""
+    behind = step("c", payload={"x": Output("p", "missing")})
+    run = Run(saga(step("p", pivot=True), behind).definition, succeeded("p", output={}))
+    (command,) = run.tell(RetryNow(step="c", payload={"x": 1}, by="ada")).commands
+    assert (command.attempt, command.payload) == (1, {"x": 1})
+
+
 def test_a_retry_of_a_compensation_that_gave_up() -> None:
     """It goes on with the way back."""
     run = Run(linear("a", "b"), succeeded("a"), rejected("b"))
@@ -189,6 +219,18 @@ def test_a_skipped_step_that_had_been_sent_is_undone_on_the_way_back() -> None:
     run = Run(linear("a", "b"), failed("a"), Skip(step="a"))
     assert run.phase("a") == "skipped"
     assert sent(run.tell(rejected("b"))) == [("a", "compensation", 1)]
+
+
+def test_an_output_that_an_operator_gave_stays_although_the_step_succeeds_late() -> None:
+    """Later steps have begun with it, and are undone with what they were called with."""
+    mapped = step("b", payload={"x": Output("a", "id")})
+    run = Run(saga(step("a"), mapped, step("c")).definition, failed("a"))
+    (action,) = run.tell(Skip(step="a", output={"id": 1}, by="ada")).commands
+    run.tell(succeeded("a", output={"key": 7}), succeeded("b"))
+    (undo,) = run.tell(rejected("c")).commands
+    assert undo.payload == {**action.payload, "undo": None}
+    (undo,) = run.tell(succeeded("b", direction="compensation")).commands
+    assert undo.payload["undo"] == {"key": 7}
 
 
 def test_a_step_that_was_skipped_before_its_turn_is_not_undone() -> None:
