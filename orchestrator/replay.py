@@ -324,7 +324,7 @@ def _messages(  # noqa: C901, PLR0912 - one case for each event
             reply = _reply(state, event.step, "action", event.attempt, outcome, event.execution)
             return (reply, Tick())
         case StepFailed(direction=direction):
-            outcome = Failed(failure=event.failure)
+            outcome = Failed(failure=event.failure, undo=event.undo)
             reply = _reply(state, event.step, direction, event.attempt, outcome, event.execution)
             return (reply, Tick())
         case StepAccepted(direction=direction):

@@ -66,10 +66,11 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
     failure: Failure
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """An exception: nobody knows what happened."""
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", omit_defaults=True):
+    """An exception: nobody knows what happened. `undo` as of a success, where it is known."""
 
     failure: Failure
+    undo: Any = None
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):

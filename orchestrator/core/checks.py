@@ -5,8 +5,9 @@ They run when a `Saga` is built, never while one runs.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -15,6 +16,7 @@ from orchestrator.core.eventing import eventing_problems
 from orchestrator.core.graph_checks import graph_problems
 from orchestrator.core.limits import limit_problems
 from orchestrator.core.references import Input, Item, Literal, Output, references_in
+from orchestrator.core.schema import unchecked
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DecodeError
@@ -63,8 +65,7 @@ def saga_problems(saga: Saga) -> list[str]:
     # Without names and types that hold, the graph would be another one than the one that is meant.
     if twice or not typed:
         return found
-    fields = _fields(saga.input) if _is_struct_type(saga.input) else None
-    found += graph_problems(saga, fields)
+    found += graph_problems(saga, _input_schema(saga.input))
     # The events are checked against a graph and an input that hold.
     return found or eventing_problems(saga)
 
@@ -96,7 +97,8 @@ def _as_tuple(value: object) -> object:
 
 
 def _step_type_problems(step: Step) -> list[str]:
-    found = _type_problems(step)
+    found = _type_problems(step, skip="output")
+    found += _output_type_problems(step)
     for field, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
         if isinstance(retry, Retry):
             found += _retry_type_problems(field, retry)
@@ -147,8 +149,34 @@ def _input_type_problems(input_type: object) -> list[str]:
     return found
 
 
+def _output_type_problems(step: Step) -> list[str]:
+    """They are asked for with the types: the graph is checked with the schema."""
+    if step.output is None:
+        return []
+    if not _is_struct_type(step.output):
+        return [f"output is {step.output!r}; it must be a subclass of msgspec.Struct"]
+    if not isinstance(step.action, str):
+        return ["it calls no task and has an output=; leave it out"]
+    try:
+        schema = msgspec.json.schema(step.output)
+    except TypeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        return [f"output {step.output!r} has no JSON form: {reason}"]
+    words = ", ".join(sorted(set(unchecked(schema))))
+    return [f"output {step.output!r} says {words}, which cannot be checked"] if words else []
+
+
 def _is_struct_type(value: object) -> TypeGuard[type[msgspec.Struct]]:
     return isinstance(value, type) and issubclass(value, msgspec.Struct)
+
+
+def _input_schema(input_type: object) -> dict[str, Any] | None:
+    """None where it has none, which is a mistake of its own."""
+    if not _is_struct_type(input_type):
+        return None
+    with suppress(TypeError):
+        return msgspec.json.schema(input_type)
+    return None
 
 
 def _fields(input_type: type[msgspec.Struct]) -> tuple[str, ...]:

@@ -130,6 +130,9 @@ class Step(msgspec.Struct, frozen=True):
         after: Names of the steps that must have succeeded; None means the step before this one.
         payload: Keyword arguments of the action as literals and references; None means the saga's
             input, field by field.
+        output: Type of what the action returns, for each item where there is an `each`; None means
+            anything. References into it are checked when the saga is built, and what comes is
+            checked when it comes: an output of another form has failed, and is undone.
     """
 
     name: str
@@ -148,6 +151,7 @@ class Step(msgspec.Struct, frozen=True):
     items_max: int = 100
     items_at_once: int | None = None
     limit: Limit | None = None
+    output: type[msgspec.Struct] | None = None
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +159,7 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         group: Of a run for one item: the step with the list (see `plan`).
+        output_schema: JSON Schema of what the action returns; None where it may return anything.
     """
 
     name: str
@@ -174,6 +179,7 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
     items_at_once: int | None = None
     group: str = ""
     limit: Limit | None = None
+    output_schema: dict[str, Any] | None = None
 
     @property
     def waits(self) -> bool:
@@ -399,6 +405,7 @@ def _planned(step: Step, previous: tuple[str, ...]) -> PlannedStep:
         items_max=step.items_max,
         items_at_once=step.items_at_once,
         limit=step.limit,
+        output_schema=None if step.output is None else msgspec.json.schema(step.output),
     )
 
 

@@ -29,6 +29,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.payload import resolve
 from orchestrator.core.references import Input, Literal, Output
+from orchestrator.core.schema import inside
 from orchestrator.core.state import SagaState
 from shared.contract import Event as BusEvent
 from shared.contract import wire_of
@@ -237,6 +238,11 @@ def _known_steps(
 
 def _payload(saga: Saga, publish: Publish, known: frozenset[str]) -> Iterator[str]:
     inputs = saga.input.__struct_encode_fields__
+    typed_outputs = {
+        step.name: msgspec.json.schema(step.output)
+        for step in saga.steps
+        if step.output is not None and step.each is None
+    }
     fields = {field.encode_name: field for field in msgspec.structs.fields(publish.event)}
     payload = publish.payload
     if payload is None:
@@ -253,6 +259,10 @@ def _payload(saga: Saga, publish: Publish, known: frozenset[str]) -> Iterator[st
                 yield f"{name!r} is Input({path!r}), but the input has {has}"
             case Output(step, default=msgspec.UNSET) if step not in known:
                 yield f"{name!r} is the output of {step!r}, which need not have succeeded by then"
+            case Output(step, path) if (typed := typed_outputs.get(step)) and isinstance(
+                known_fields := inside(typed, path), str
+            ):
+                yield f"{name!r} is Output({step!r}, {path!r}), but its output has {known_fields}"
             case FromSaga(fact) if fact not in get_args(SagaFact):
                 yield f"{name!r} is FromSaga({fact!r}); there is {', '.join(get_args(SagaFact))}"
             case FromEvent():

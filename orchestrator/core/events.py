@@ -229,7 +229,11 @@ class TaskUnknown(msgspec.Struct, frozen=True, kw_only=True, tag="task_unknown")
 
 
 class StepFailed(msgspec.Struct, frozen=True, kw_only=True, tag="step_failed"):
-    """An exception; nobody knows what happened. Without `retry_at` this was the last attempt."""
+    """An exception; nobody knows what happened. Without `retry_at` this was the last attempt.
+
+    Attributes:
+        undo: What the compensation needs, where the participant has said that.
+    """
 
     step: str
     direction: Direction
@@ -237,6 +241,7 @@ class StepFailed(msgspec.Struct, frozen=True, kw_only=True, tag="step_failed"):
     failure: Failure
     retry_at: datetime | None = None
     execution: Execution | None = None
+    undo: Any = None
 
 
 class StepTimedOut(msgspec.Struct, frozen=True, kw_only=True, tag="step_timed_out"):

@@ -1,7 +1,7 @@
 """Checks of what steps say of each other: order, references, the pivot."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from orchestrator.core.definition import (
     reachable,
 )
 from orchestrator.core.references import AllOf, Input, Item, Output, Reference, references_in
+from orchestrator.core.schema import Schema, inside, items_of
 
 
 class _Place(NamedTuple):
@@ -31,12 +32,12 @@ class _Place(NamedTuple):
     item: bool = False
 
 
-def graph_problems(saga: Saga, fields: tuple[str, ...] | None) -> list[str]:
+def graph_problems(saga: Saga, schema: dict[str, Any] | None) -> list[str]:
     """Mistakes in what the steps of a saga say of each other.
 
     Args:
         saga: Its steps have names of their own and the right types.
-        fields: Names of the fields of its input; None where that is no type with fields.
+        schema: Of its input; None where that is no type with fields.
     """
     planned = planned_steps(saga.steps)
     known = {step.name for step in planned}
@@ -55,7 +56,7 @@ def graph_problems(saga: Saga, fields: tuple[str, ...] | None) -> list[str]:
     by_name = {step.name: step for step in steps}
     for step in steps:
         before = {name: by_name[name] for name in upstream[step.name]}
-        found += _reference_problems(fields, step, before)
+        found += _reference_problems(schema, step, before)
     cyclic = [name for name, before in upstream.items() if name in before]
     if cyclic:
         return [*found, f"steps {', '.join(map(repr, cyclic))} wait for each other"]
@@ -79,14 +80,13 @@ def _references(step: PlannedStep) -> Iterator[tuple[_Place, Reference]]:
 
 
 def _reference_problems(
-    fields: tuple[str, ...] | None, step: PlannedStep, before: dict[str, PlannedStep]
+    schema: dict[str, Any] | None, step: PlannedStep, before: dict[str, PlannedStep]
 ) -> list[str]:
     found = []
     for place, reference in _references(step):
         where = f"step {step.name!r}: {place.where}"
         match reference:
-            case Input(path) if fields is not None and path.partition(".")[0] not in fields:
-                has = ", ".join(fields) or "no fields"
+            case Input(path) if schema and isinstance(has := inside(schema, path), str):
                 found.append(f"{where} is Input({path!r}), but the input has {has}")
             case Output(other) if other not in before:
                 found.append(f"{where} is the output of {other!r}, which is no step before it")
@@ -100,7 +100,53 @@ def _reference_problems(
                 found.append(f"{where} is an Item, which only the payload of a step with each has")
             case _:
                 pass
+        found += [f"{where} {problem}" for problem in _typed(reference, schema, step, before)]
     return found
+
+
+def _typed(
+    reference: Reference,
+    schema: dict[str, Any] | None,
+    step: PlannedStep,
+    before: dict[str, PlannedStep],
+) -> Iterator[str]:
+    """What is wrong with a reference to something that has a type."""
+    match reference:
+        case Output(other, path) if other in before and before[other].output_schema:
+            earlier = before[other]
+            if path and earlier.each is not None:
+                yield f"is Output({other!r}, {path!r}), but its output is a list: one for each item"
+            elif isinstance(has := inside(earlier.output_schema or {}, path), str):
+                yield f"is Output({other!r}, {path!r}), but its output has {has}"
+        case Item(path) if step.each is not None:
+            listed = _list_of(step.each, schema, before)
+            items = listed and items_of(*listed)
+            ways = [inside(listed[0], path, schema=one) for one in items or ()] if listed else []
+            if ways and all(isinstance(way, str) for way in ways):
+                yield f"is Item({path!r}), but an item has {ways[0]}"
+        case _:
+            pass
+    if reference is step.each:
+        listed = _list_of(step.each, schema, before)
+        if listed and listed[1] and not items_of(*listed):
+            yield f"is {reference!r}, which is no list"
+
+
+def _list_of(
+    reference: Input | Output, schema: dict[str, Any] | None, before: dict[str, PlannedStep]
+) -> tuple[Schema, list[Schema]] | None:
+    """What a reference leads to, as schemas, after the one in which they are; None if unknown."""
+    root, path, many = schema, reference.path, False
+    if isinstance(reference, Output):
+        earlier = before.get(reference.step)
+        root = earlier.output_schema if earlier else None
+        many = bool(earlier and earlier.each is not None)
+    if root is None:
+        return None
+    if many:
+        return root, [{"type": "array", "items": root}]
+    found = inside(root, path)
+    return None if isinstance(found, str) else (root, found)
 
 
 def _has_output(earlier: PlannedStep, step: PlannedStep) -> bool:

@@ -34,6 +34,7 @@ from orchestrator.core.messages import (
     RetryNow,
     Skip,
 )
+from orchestrator.core.outputs import output_problem
 from orchestrator.core.state import Phase, SagaState, Status
 from orchestrator.core.terms import DONE, IN_FLIGHT, irrevocable, turning_back, unsafe
 from shared.ids import Direction
@@ -50,11 +51,12 @@ def refusal(definition: Definition, state: SagaState, message: Operator) -> str:
             return "" if state.paused or state.full else "The saga is not paused."
         case RetryNow():
             return _retry_refusal(definition, state, message)
-        case Skip(step=name):
+        case Skip(step=name, output=output):
             if name not in definition.by_name:
                 return _unknown(state, name)
-            if _to_skip(definition, state, name):
-                return ""
+            if direction := _to_skip(definition, state, name):
+                given = output is not None and direction == "action"
+                return output_problem(definition.by_name[name], output) if given else ""
             phase = state.step(name).phase
             return f"Step {name!r} is {phase} and cannot be skipped."
         case Resolve():

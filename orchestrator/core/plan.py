@@ -57,6 +57,7 @@ def _spread(definition: Definition, counts: dict[str, int]) -> Definition:
             payload=None,
             each=None,
             when=None,
+            output_schema=None,
         )
         steps += [*runs, gather]
     return _replace(definition, steps=tuple(steps))

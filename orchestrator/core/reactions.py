@@ -44,6 +44,7 @@ from orchestrator.core.messages import (
     Tick,
     Undo,
 )
+from orchestrator.core.outputs import outcome_of
 from orchestrator.core.state import Beat, Phase, SagaState, StepState, evolve
 from orchestrator.core.terms import IN_FLIGHT, attempts, deadline_applies
 from shared.ids import Direction
@@ -118,7 +119,8 @@ def _action_replied(
 ) -> Iterator[Event]:
     step = state.step(reply.step)
     current = reply.attempt == step.attempt
-    match reply.outcome:
+    outcome = outcome_of(definition.by_name[reply.step], reply.outcome)
+    match outcome:
         case Succeeded(output=output, undo=undo):
             if not step.success and step.phase is not Phase.UNDONE:
                 yield StepSucceeded(
@@ -145,13 +147,14 @@ def _action_replied(
                     failure=failure,
                     execution=reply.execution,
                 )
-        case Failed(failure=failure):
+        case Failed(failure=failure, undo=undo):
             if current and step.phase is Phase.RUNNING:
                 yield StepFailed(
                     step=reply.step,
                     direction="action",
                     attempt=reply.attempt,
                     failure=failure,
+                    undo=undo,
                     retry_at=timers.retry_at(
                         definition, state, reply.step, "action", failure, now
                     ),
@@ -160,7 +163,7 @@ def _action_replied(
         case Accepted():
             yield from _accepted(definition, state, reply, now)
         case _:
-            assert_never(reply.outcome)
+            assert_never(outcome)
 
 
 def _unknown_task(definition: Definition, step: StepState, reply: Reply) -> bool:

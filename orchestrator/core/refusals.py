@@ -22,10 +22,11 @@ from orchestrator.core.messages import (
     Tick,
     Undo,
 )
+from orchestrator.core.outputs import output_problem
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import SagaState
 from orchestrator.core.terms import attempts, irrevocable
-from shared.messages import Reply
+from shared.messages import Reply, Succeeded
 from shared.tokens import is_proof, proof_of
 
 
@@ -46,7 +47,7 @@ def why_not(  # noqa: C901, PLR0912 - one case for each message
         case Complete(reply=reply, proof=proof):
             if not is_proof(proof, _proof_of(state, reply)):
                 return "The token is not one of this saga."
-            return _never_sent(definition, state, reply)
+            return _never_sent(definition, state, reply) or _wrong_output(definition, reply)
         case Signal(name=name):
             works = [planned.action for planned in definition.steps]
             known = [work.signal for work in works if isinstance(work, WaitFor)]
@@ -79,6 +80,13 @@ def _never_sent(definition: Definition, state: SagaState, said: Reply | Heartbea
         return ""
     attempt = f"Attempt {said.attempt} of {said.step!r} ({said.direction})"
     return f"{attempt} was never sent; {sent} were."
+
+
+def _wrong_output(definition: Definition, reply: Reply) -> str:
+    """Whoever completes a step can be told, and the step waits on."""
+    if reply.direction == "compensation" or not isinstance(reply.outcome, Succeeded):
+        return ""
+    return output_problem(definition.by_name[reply.step], reply.outcome.output)
 
 
 def _proof_of(state: SagaState, reply: Reply) -> str:

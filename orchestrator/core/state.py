@@ -415,16 +415,18 @@ def _after_unknown_task(state: SagaState, event: TaskUnknown) -> SagaState:
 
 
 def _after_failure(state: SagaState, event: StepFailed | StepTimedOut) -> SagaState:
-    kind, failure = CauseKind.TIMED_OUT, None
+    kind, failure, undo = CauseKind.TIMED_OUT, None, None
     if isinstance(event, StepFailed):
-        kind, failure = CauseKind.FAILED, event.failure
+        kind, failure, undo = CauseKind.FAILED, event.failure, event.undo
     again = event.retry_at is not None
     forward = event.direction == "action"
     if forward:
         phase = Phase.RETRYING if again else Phase.FAILED
     else:
         phase = Phase.UNDO_RETRYING if again else Phase.UNDO_FAILED
-    state = _with_step(state, event.step, phase=phase, due_at=event.retry_at, failure=failure)
+    known = {} if event.direction != "action" or undo is None else {"undo": undo}
+    changes = {"phase": phase, "due_at": event.retry_at, "failure": failure, **known}
+    state = _with_step(state, event.step, **changes)
     if forward and not again:
         return _because(state, Cause(kind=kind, step=event.step, failure=failure))
     return state

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator.core.definition import Definition, Output, Saga, Sleep
+from orchestrator.core.schema import inside
 from shared.errors import InputError
 
 LONG_AGO: Final = "2000-01-01T00:00:00Z"
@@ -33,12 +34,36 @@ def example_input(saga: Saga, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def example_outputs(definition: Definition) -> dict[str, Any]:
     """For each step an output that has every path that another step refers to."""
-    outputs: dict[str, Any] = {step.name: {} for step in definition.steps}
+    outputs: dict[str, Any] = {step.name: _output(step.output_schema) for step in definition.steps}
+    typed = {step.name: step.output_schema for step in definition.steps if step.output_schema}
     for step in definition.steps:
         times = isinstance(step.action, Sleep)
         for reference in _references(step):
+            if reference.step in typed:
+                _put_typed(outputs[reference.step], reference, typed[reference.step])
+                continue
             _put(outputs, reference, LONG_AGO if times else f"{reference.step}.{reference.path}")
     return outputs
+
+
+def _output(schema: dict[str, Any] | None) -> Any:
+    return {} if schema is None else _example(schema, schema.get("$defs", {}))
+
+
+def _put_typed(output: Any, reference: Output, schema: dict[str, Any]) -> None:
+    """See that the output has what is referred to, though its type would do without."""
+    *parents, last = reference.path.split(".")
+    inner, path = output, ""
+    for part in (*parents, last):
+        path = f"{path}.{part}" if path else part
+        led = inside(schema, path)
+        if not isinstance(inner, dict) or isinstance(led, str):
+            return
+        if inner.get(part) is None:
+            inner[part] = (
+                "" if isinstance(led[0], bool) else _example(led[0], schema.get("$defs", {}))
+            )
+        inner = inner[part]
 
 
 def _put(outputs: dict[str, Any], reference: Output, value: str) -> None:

@@ -29,7 +29,14 @@ from orchestrator.core.references import gt
 from orchestrator.views import TimerView
 from shared.codec import decode_inbound
 from shared.errors import NotAllowed
-from shared.messages import HeartbeatRequest, Request, SignalRequest, StartRequest
+from shared.messages import (
+    CompleteRequest,
+    HeartbeatRequest,
+    Request,
+    SignalRequest,
+    StartRequest,
+    Succeeded,
+)
 from tests.guide.shop import Shop, Task
 from workers.sdk import Fail, Later, Reject, StepResult
 
@@ -50,6 +57,12 @@ class Tour(msgspec.Struct):
     """Input of a saga with a list."""
 
     hotels: list[str]
+
+
+class Taxi(msgspec.Struct):
+    """What a step returns."""
+
+    cab: int
 
 
 class Appointment(msgspec.Struct):
@@ -365,7 +378,13 @@ def test_a_step_that_is_completed_from_elsewhere() -> None:
         version=1,
         input=Order,
         steps=(
-            Step("taxi", "taxi.order", "taxi.cancel", completes_within=timedelta(hours=2)),
+            Step(
+                "taxi",
+                "taxi.order",
+                "taxi.cancel",
+                completes_within=timedelta(hours=2),
+                output=Taxi,
+            ),
             Step("ride", "taxi.ride", NOTHING_TO_UNDO, payload={"cab": Output("taxi", "cab")}),
         ),
     )
@@ -373,6 +392,10 @@ def test_a_step_that_is_completed_from_elsewhere() -> None:
     saga_id = shop.start("taxi", order_id="o-1")
     shop.wait(timedelta(hours=1))
     assert shop.step(saga_id, "taxi").accepted
+    with pytest.raises(NotAllowed, match=r"step 'taxi' is no Taxi: cab: a whole number is wanted"):
+        shop.client.complete(tokens[0], {"cab": "seven"})
+    shop.send(CompleteRequest(token=tokens[0], outcome=Succeeded(output={})))
+    assert "cab: missing" in shop.client.dead_letters()[0].reason
     shop.client.complete(tokens[0], {"cab": 7})
     shop.settle()
     assert (shop.status(saga_id), shop.calls) == ("completed", ["taxi.order", "taxi.ride"])

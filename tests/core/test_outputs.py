@@ -1,0 +1,375 @@
+"""Output types: references into them are checked at build, what comes is checked when it comes."""
+
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core.definition import Definition, Input, Item, Output, Saga, Sleep, Step
+from orchestrator.core.event_terms import Publish
+from orchestrator.core.eventing import succeeded as succeeds
+from orchestrator.core.messages import Complete, Skip
+from orchestrator.core.outputs import INVALID_OUTPUT
+from orchestrator.core.references import exists, gt
+from orchestrator.core.schema import mismatch
+from orchestrator.store import rows
+from orchestrator.store.definitions import check_same
+from shared.bus import Event
+from shared.errors import DefinitionChanged, DefinitionError
+from shared.messages import Failed, Reply, Succeeded
+from shared.tokens import proof_of
+from tests.core.builders import (
+    FOR_GOOD,
+    SAGA_ID,
+    SECRET,
+    START_TWO,
+    Order,
+    Orders,
+    Run,
+    accepted,
+    saga,
+    sent,
+    step,
+    succeeded,
+)
+
+
+class Card(msgspec.Struct):
+    """A part of an output."""
+
+    last4: str
+    expires: date | None = None
+
+
+class Charge(msgspec.Struct):
+    """What a payment returns."""
+
+    id: str
+    cents: Annotated[int, msgspec.Meta(ge=0)]
+    card: Card | None = None
+    parts: list[Card] = []
+    notes: dict[str, int] = {}
+    raw: Any = None
+
+
+class Kind(Enum):
+    """Two words."""
+
+    A = "a"
+    B = "b"
+
+
+class Sea(msgspec.Struct, tag="sea"):
+    """One way."""
+
+    ship: str
+
+
+class Air(msgspec.Struct, tag="air"):
+    """Another one."""
+
+    flight: int
+
+
+class Every(msgspec.Struct, rename="camel"):
+    """A field of each kind."""
+
+    the_name: Annotated[str, msgspec.Meta(min_length=1, max_length=3, pattern="^[a-z]")]
+    amount: float
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    day: date
+    hour: time
+    lasts: timedelta
+    price: Decimal
+    uid: UUID
+    blob: bytes
+    kind: Kind
+    word: Literal["x", 1]
+    way: Sea | Air
+    pair: tuple[int, str]
+    some: Annotated[list[int], msgspec.Meta(max_length=2)]
+    once: set[int]
+    by_name: dict[str, int]
+    odd: Annotated[int, msgspec.Meta(gt=0, lt=10, multiple_of=3)] | None
+    yes: bool
+    inner: "Every | None" = None
+
+
+GOOD: dict[str, Any] = {
+    "theName": "abc",
+    "amount": 1,
+    "at": "2026-01-01T00:00:00Z",
+    "day": "2026-01-01",
+    "hour": "10:00:00",
+    "lasts": "PT5S",
+    "price": "1.50",
+    "uid": "0199c8a0-0000-7000-8000-000000000001",
+    "blob": "aGk=",
+    "kind": "a",
+    "word": 1,
+    "way": {"type": "air", "flight": 7},
+    "pair": [1, "b"],
+    "some": [1, 2],
+    "once": [1],
+    "byName": {"a": 1},
+    "odd": 3,
+    "yes": True,
+}
+VALUES: tuple[Any, ...] = (
+    *(None, True, 0, 1, 3, 4, 12, 1.5, -1.0, "", "a", "abcd", "Abc", "x", "b"),
+    *([], [1], [1, 2], [1, 2, 3], [1, "b"], ["a"], [1, "b", 2], {}, {"a": 1}, {"a": "b"}),
+    *("2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "PT5S", "10:00", "1.5"),
+    *("0199c8a0-0000-7000-8000-000000000001", "aGk=", "aGk"),
+    *({"type": "sea", "ship": "s"}, {"type": "sea", "flight": 1}, {"type": "rail"}, {"ship": "s"}),
+)
+
+
+def fits(value: Any) -> bool:
+    """What msgspec itself says."""
+    try:
+        msgspec.convert(value, Every)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*GOOD, "inner", "new"]), st.sampled_from(VALUES)), max_size=2
+    )
+)
+def test_a_schema_says_what_its_type_says(changes: list[tuple[str, Any]]) -> None:
+    """The stored schema takes the values that the type in the code takes, and no others."""
+    value = {**GOOD, **dict(changes)}
+    if isinstance(value["price"], int | float):
+        return  # msgspec takes a number for a decimal, and writes a text
+    assert (not mismatch(msgspec.json.schema(Every), value)) == fits(value)
+    missing = (
+        {name: one for name, one in value.items() if name != changes[0][0]} if changes else {}
+    )
+    assert (not mismatch(msgspec.json.schema(Every), missing)) == fits(missing)
+
+
+@pytest.mark.parametrize(
+    "output, words",
+    [
+        (None, "it: an object is wanted, not null"),
+        ({"id": "c"}, "cents: missing"),
+        ({"id": 1, "cents": 1}, "id: a text is wanted, not a whole number"),
+        ({"id": "c", "cents": -1}, "cents: at least 0 is wanted"),
+        (
+            {"id": "c", "cents": 1, "card": {"last4": None}},
+            "card.last4: a text is wanted, not null",
+        ),
+        ({"id": "c", "cents": 1, "card": 7}, "card: an object is wanted, not a whole number"),
+        ({"id": "c", "cents": 1, "parts": [{}]}, "parts[0].last4: missing"),
+        (
+            {"id": "c", "cents": 1, "notes": {"a": "b"}},
+            "notes.a: a whole number is wanted, not a text",
+        ),
+    ],
+)
+def test_the_field_is_named_and_its_value_is_not(output: Any, words: str) -> None:
+    """An error goes into logs and spans; what a participant returned may be a secret."""
+    assert words in mismatch(msgspec.json.schema(Charge), output)
+
+
+def charged(*more: Step, **options: Any) -> Definition:
+    """A saga whose second step has an output type."""
+    return saga(step("a"), step("b", output=Charge, **options), *more).definition
+
+
+# When it is built -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        Output("b"),
+        Output("b", "id"),
+        Output("b", "card.last4"),
+        Output("b", "notes.anything"),
+        Output("b", "raw.any.thing"),
+    ],
+)
+def test_a_path_into_an_output_type_is_taken(reference: Output) -> None:
+    """Into what may be null, into free keys, and into what may be anything, too."""
+    charged(step("c", payload={"x": reference}))
+
+
+@pytest.mark.parametrize(
+    "made, words",
+    [
+        (
+            lambda: charged(step("c", payload={"x": Output("b", "idd")})),
+            "payload 'x' is Output('b', 'idd'), but its output has id, cents, card, parts, notes, raw",
+        ),
+        (
+            lambda: charged(step("c", payload={"x": Output("b", "card.first4", default="")})),
+            "payload 'x' is Output('b', 'card.first4'), but its output has last4, expires in 'card'",
+        ),
+        (
+            lambda: charged(step("c", when=gt(Output("b", "cent"), 1))),
+            "when is Output('b', 'cent'), but its output has",
+        ),
+        (
+            lambda: charged(step("c", when=exists(Output("b", "id.more")))),
+            "when is Output('b', 'id.more'), but its output has no fields in 'id'",
+        ),
+        (
+            lambda: charged(step("c", each=Output("b", "card"), payload={"x": Item()})),
+            "each is Output(step='b', path='card', default=UNSET), which is no list",
+        ),
+        (
+            lambda: charged(step("c", each=Output("b", "parts"), payload={"x": Item("last5")})),
+            "payload 'x' is Item('last5'), but an item has last4, expires",
+        ),
+        (
+            lambda: charged(
+                step("c", payload={"x": Output("b", "id")}),
+                each=Input("order_id"),
+                payload={"y": Item()},
+            ),
+            "payload 'x' is Output('b', 'id'), but its output is a list: one for each item",
+        ),
+        (
+            lambda: saga(step("a", output=int)),
+            "output is <class 'int'>; it must be a subclass of msgspec.Struct",
+        ),
+        (
+            lambda: saga(Step("w", Sleep(timedelta(1)), output=Charge)),
+            "it calls no task and has an output=; leave it out",
+        ),
+    ],
+)
+def test_a_mistake_is_named_when_the_saga_is_built(made: Callable[[], object], words: str) -> None:
+    """In every place that a reference can stand in, with what there is."""
+    with pytest.raises(DefinitionError) as refused:
+        made()
+    assert words in str(refused.value)
+
+
+def test_an_event_that_is_published_is_checked_too() -> None:
+    """Its fields come from outputs like those of a payload."""
+
+    class Paid(Event, name="outputs.paid"):
+        charge: str
+
+    publish = {succeeds("b"): Publish(Paid, payload={"charge": Output("b", "idd")})}
+    steps = (step("a"), step("b", output=Charge))
+    with pytest.raises(DefinitionError, match="Output\\('b', 'idd'\\), but its output has id"):
+        Saga(name="test", version=1, input=Order, steps=steps, publishes=publish)
+
+
+def test_a_path_into_the_input_is_checked_to_its_end() -> None:
+    """Not its first part alone."""
+    with pytest.raises(DefinitionError, match="but the input has no fields in 'order_id'"):
+        saga(step("a", payload={"x": Input("order_id.more")}))
+
+
+# What is stored -------------------------------------------------------------------------------
+
+
+def test_the_type_is_pinned_and_an_old_definition_has_none() -> None:
+    """A change of the type is a change of the definition, and is shown."""
+
+    class Other(msgspec.Struct):
+        id: int
+
+    typed = charged()
+    assert rows.definition_from(rows.to_json(typed)) == typed
+    old = rows.to_json(typed).replace(',"output_schema":null', "")
+    assert old.count("output_schema") == 1
+    assert rows.definition_from(old) == typed
+    other = saga(step("a"), step("b", output=Other)).definition
+    with pytest.raises(DefinitionChanged, match=r"steps\.b\.output_schema"):
+        check_same(rows.to_json(typed), other)
+
+
+# When it comes --------------------------------------------------------------------------------
+
+RIGHT = {"id": "c-1", "cents": 5, "something": "new"}
+WRONG = {"id": "c-1", "cents": "5"}
+
+
+def test_an_output_that_fits_is_taken_as_it_is() -> None:
+    """With fields that the type does not know: participants may be newer."""
+    run = Run(charged(), succeeded("a"), succeeded("b", output=RIGHT))
+    assert (run.phase("b"), run.known.step("b").output) == ("succeeded", RIGHT)
+
+
+def test_an_output_that_does_not_fit_has_happened_and_is_undone() -> None:
+    """At once, whatever the policy: the barrier would answer the same; with the undo data."""
+    run = Run(charged(), succeeded("a"), succeeded("b", output=WRONG))
+    failure = run.known.step("b").failure
+    assert failure is not None
+    assert failure.kind == INVALID_OUTPUT
+    words = "The output of step 'b' is no Charge: cents: a whole number is wanted, not a text."
+    assert failure.message == words
+    assert [("b", "compensation", 1)] == sent(run.last)
+    assert run.last.commands[0].payload["undo"] == WRONG
+
+
+def test_a_pivot_whose_output_does_not_fit_is_stuck() -> None:
+    """It has happened and cannot be undone; an operator says what its output is, of the same type."""
+    pivot = step("p", output=Charge, pivot=True, compensation=None)
+    run = Run(saga(step("a"), pivot).definition, succeeded("a"), succeeded("p", output=WRONG))
+    assert run.known.status.value == "stuck"
+    refused = run.tell(Skip(step="p", output=WRONG)).refused
+    assert "The output of step 'p' is no Charge: cents" in refused
+    run.tell(Skip(step="p", output=RIGHT))
+    assert run.known.status.value == "completed"
+
+
+def test_each_item_of_a_list_has_an_output_of_the_type() -> None:
+    """The output of the step is the list of them, which is no such thing."""
+    listed = step("b", output=Charge, each=Input("order_ids"), payload={"x": Item()})
+    run = Run(saga(listed, input=Orders).definition, start=START_TWO)
+    run.tell(succeeded("b[0]", output=RIGHT), succeeded("b[1]", output=RIGHT))
+    assert run.known.status.value == "completed"
+    other = Run(saga(listed, input=Orders).definition, start=START_TWO)
+    other.tell(succeeded("b[0]", output=RIGHT), succeeded("b[1]", output=WRONG))
+    assert other.known.status.value == "compensating"
+
+
+def test_a_completion_that_does_not_fit_is_refused_and_the_step_waits_on() -> None:
+    """Whoever has the token is told, and may try again."""
+    run = Run(charged(), succeeded("a"), accepted("b"))
+    before = run.state
+    refused = run.tell(completion(WRONG)).refused
+    assert refused == (
+        "The output of step 'b' is no Charge: cents: a whole number is wanted, not a text."
+    )
+    assert run.state == before
+    run.tell(completion(RIGHT))
+    assert run.phase("b") == "succeeded"
+
+
+def completion(output: Any) -> Complete:
+    """A success that is told with the token of the second step."""
+    reply = Reply(
+        saga_id=SAGA_ID, step="b", direction="action", attempt=1, outcome=Succeeded(output=output)
+    )
+    return Complete(reply=reply, proof=proof_of(SECRET, SAGA_ID, "b", "action", 1))
+
+
+def test_what_undoes_it_may_return_anything() -> None:
+    """The type is that of the action."""
+    run = Run(charged(step("c")), succeeded("a"), succeeded("b", output=WRONG))
+    run.tell(succeeded("b", 1, "compensation", output="whatever"))
+    assert run.phase("b") == "undone"
+
+
+def test_a_participant_may_say_how_to_undo_what_failed() -> None:
+    """As the core does for an output that does not fit."""
+    run = Run(saga(step("a")).definition)
+    outcome = Failed(failure=FOR_GOOD, undo={"id": "c-1"})
+    run.tell(Reply(saga_id=SAGA_ID, step="a", direction="action", attempt=1, outcome=outcome))
+    assert run.last.commands[0].payload["undo"] == {"id": "c-1"}
