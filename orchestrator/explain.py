@@ -43,7 +43,7 @@ def explain(
         below: The sub-sagas that it waits for, and those that they wait for, by id.
     """
     name = row.state.name
-    return " ".join(
+    said = " ".join(
         [
             *_sentences(definition, row, history, now, consumed),
             *(
@@ -56,6 +56,7 @@ def explain(
             *(_held_up(one) for one in below.values() if one.state.status is Status.STUCK),
         ]
     )
+    return said or "Nothing holds it up: an orchestrator moves it on in a moment."
 
 
 def _held_up(row: SagaRow) -> str:

@@ -55,7 +55,7 @@ from orchestrator.core.events import (
     about,
     tag_of,
 )
-from orchestrator.core.limits import Limits
+from orchestrator.core.limits import IN_FLIGHT_MAX_DEFAULT, Limits
 from orchestrator.core.machine import decide
 from orchestrator.core.messages import (
     Cancel,
@@ -129,7 +129,11 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def replay(
-    definition: Definition, history: Sequence[Recorded], stored: SagaState | None = None
+    definition: Definition,
+    history: Sequence[Recorded],
+    stored: SagaState | None = None,
+    *,
+    in_flight_max: int = IN_FLIGHT_MAX_DEFAULT,
 ) -> Replay:
     """Fold a history and decide it anew.
 
@@ -137,13 +141,14 @@ def replay(
         definition: What the saga ran on.
         history: All of it, in order.
         stored: The state that was stored with it, to be compared with the fold.
+        in_flight_max: The setting for attempts of one saga in flight, which is not in the history.
 
     Raises:
         DecodeError: It is not a history of this definition: it names a step that there is not, or
             does not begin with the start of a saga.
     """
     _require_fit(definition, history)
-    decisions = tuple(_decisions(definition, history))
+    decisions = tuple(_decisions(definition, history, in_flight_max))
     state: SagaState | None = reduce(evolve, (one.event for one in history), None)
     folded = state
     if state and stored:
@@ -169,19 +174,24 @@ def _require_fit(definition: Definition, history: Sequence[Recorded]) -> None:
             )
 
 
-def _decisions(definition: Definition, history: Sequence[Recorded]) -> Iterator[Replayed]:
+def _decisions(
+    definition: Definition, history: Sequence[Recorded], in_flight_max: int
+) -> Iterator[Replayed]:
     state: SagaState | None = None
     position = 0
     while position < len(history):
         rest = history[position:]
-        made = _decision(definition, state, rest)
+        made = _decision(definition, state, rest, in_flight_max)
         yield made
         state = reduce(evolve, made.recorded, state)
         position += len(made.recorded)
 
 
 def _decision(
-    definition: Definition, state: SagaState | None, rest: Sequence[Recorded]
+    definition: Definition,
+    state: SagaState | None,
+    rest: Sequence[Recorded],
+    in_flight_max: int,
 ) -> Replayed:
     """The next decision of a history, by the message that fits it best."""
     first, at = rest[0], rest[0].at
@@ -191,7 +201,7 @@ def _decision(
     events_max = next(reached, UNLIMITED)
     messages = _messages([one.event for one in rest if one.at == at], state)
     for message, room in product(messages, _rooms(definition, state, rest)):
-        limits = Limits(events_max=events_max, room=room)
+        limits = Limits(events_max=events_max, in_flight_max=in_flight_max, room=room)
         decision = decide(
             definition, state, message, at, limits=limits, history=first.sequence - 1
         )

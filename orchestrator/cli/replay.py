@@ -39,9 +39,10 @@ def replay(
     """
     from orchestrator.replay import replay as replayed
 
+    in_flight_max = session.settings().in_flight_max
     results = []
     for saga_id, definition, history, stored in _found(which):
-        result = replayed(definition, history, stored)
+        result = replayed(definition, history, stored, in_flight_max=in_flight_max)
         results.append((saga_id, result))
         if not as_json:
             output.show(_blocks(saga_id, definition, history[0].at, result))

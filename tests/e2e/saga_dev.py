@@ -62,15 +62,15 @@ class Done:
 class Folder:
     """A folder to run commands in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, env: dict[str, str] | None = None) -> None:
         self.path = path
         self.home = path / ".saga"
+        self._env = env or {}
 
     def saga(self, *arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> Done:
         """Run a `saga` command to its end."""
-        return Done(
-            COMMANDS.run(arguments, cwd=self.path, env=environment(**(env or {})), stdin=stdin)
-        )
+        wanted = environment(**{**self._env, **(env or {})})
+        return Done(COMMANDS.run(arguments, cwd=self.path, env=wanted, stdin=stdin))
 
     def saga_alone(self, *arguments: str, env: dict[str, str] | None = None) -> Done:
         """The same in an interpreter of its own, as a shell would."""
@@ -78,7 +78,7 @@ class Folder:
             subprocess.run(
                 [*SAGA, *arguments],
                 cwd=self.path,
-                env=environment(**(env or {})),
+                env=environment(**{**self._env, **(env or {})}),
                 capture_output=True,
                 text=True,
                 timeout=90,
@@ -98,11 +98,20 @@ class Folder:
         return subprocess.Popen(
             [*SAGA, *arguments],
             cwd=self.path,
-            env=environment(),
+            env=environment(**self._env),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def exported(self, known_as: str) -> list[dict[str, Any]]:
+        """The spans of a trace, or of a saga's, once all of them have been exported."""
+
+        def whole() -> Any:
+            found = self.saga("trace", known_as, "--json").json["spans"]
+            return None if any(span["projected"] for span in found) else found
+
+        return list(wait_until(whole, timeout=20, what="all spans to be exported"))
 
     def status(self, saga_id: str) -> str:
         """Status of a saga."""
@@ -119,9 +128,8 @@ class Dev(Folder):
         command: list[str] = SAGA,
         env: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(path)
+        super().__init__(path, env)
         self._command = [*command, "dev", "--json", *arguments]
-        self._env = env or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._output = path / "dev.out"
         self._complaints = path / "dev.err"

@@ -160,21 +160,10 @@ def test_input_comes_from_standard_input_too(dev: Dev) -> None:
     assert dev.saga("show", done.json["saga_id"], "--json").json["input"]["order_id"] == "i"
 
 
-def exported(dev: Dev, known_as: str) -> list[dict[str, Any]]:
-    """The spans of a trace, or of the trace of a saga, once all of them have been exported."""
-
-    def whole() -> Any:
-        found = dev.saga("trace", known_as, "--json").json["spans"]
-        return None if any(span["projected"] for span in found) else found
-
-    spans: list[dict[str, Any]] = wait_until(whole, timeout=20, what="all spans to be exported")
-    return spans
-
-
 def test_one_trace_over_all_processes(dev: Dev) -> None:
     """The spans form one tree, and the trace id is in the logs of every process that took part."""
     started = dev.order("--wait", region="moon").json
-    spans = exported(dev, started["trace_id"])
+    spans = dev.exported(started["trace_id"])
     known = {span["span_id"] for span in spans}
     roots = [span["name"] for span in spans if span["parent_span_id"] not in known]
     assert roots == ["saga place-order"]
@@ -258,7 +247,7 @@ def test_a_program_starts_a_saga_over_http(dev: Dev) -> None:
 def test_what_ended_long_ago_is_purged_and_archived(dev: Dev) -> None:
     """It is in the archive and no longer in the store; what has not ended cannot be named."""
     saga_id = dev.order("--wait", sku="unicorn").json["saga_id"]
-    exported(dev, saga_id)  # until then it is kept
+    dev.exported(saga_id)  # until then it is kept
     archive = dev.path / "archive.jsonl"
     asked = ("purge", "--older-than", "0s", "--status", "compensated", "--archive", str(archive))
     assert dev.saga(*asked, "--dry-run", "--json").json["sagas"]

@@ -204,3 +204,6 @@ def test_a_start_in_the_future_is_explained() -> None:
     definition, row, history = client.story(started.row.saga_id)
     text = explain(definition, row, history, T0, consumed={ORCHESTRATOR_QUEUE})
     assert re.fullmatch(r"Its first step begins at \d\d:\d\d:\d\d\.", text)
+    # Between that moment and the next look of an orchestrator at the timers.
+    text = explain(definition, row, history, T0 + HOUR, consumed={ORCHESTRATOR_QUEUE})
+    assert text == "Nothing holds it up: an orchestrator moves it on in a moment."

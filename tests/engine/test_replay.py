@@ -1,16 +1,20 @@
 """A history through the core of today: what would differ is said, decision by decision."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import msgspec
 import pytest
 
 from orchestrator import replay as module
-from orchestrator.core.definition import Saga
+from orchestrator.core.definition import Input, Item, Saga, Step
 from orchestrator.core.events import Recorded, StepDispatched
+from orchestrator.core.limits import IN_FLIGHT_MAX_DEFAULT, Limits
 from orchestrator.core.machine import Decision, decide
+from orchestrator.engine import Engine
 from orchestrator.replay import replay
 from orchestrator.sagas import BOOK_TRAVEL, COLLECT_PAYMENT, PLACE_ORDER
 from orchestrator.testing import Bench, fails, given, late, rejects, times_out, twice
@@ -147,6 +151,30 @@ def test_a_row_that_is_not_the_fold_of_its_history_is_told() -> None:
     definition, row, history = bench.client.story(bench.saga_id)
     result = replay(definition, history, msgspec.structs.replace(row.state, key="other"))
     assert (result.folds, result.differences, result.same) == (False, (), False)
+
+
+class Parcel(msgspec.Struct):
+    """What is picked."""
+
+    items: list[str]
+
+
+@pytest.mark.parametrize("allowed", [2, IN_FLIGHT_MAX_DEFAULT])
+def test_the_setting_for_attempts_in_flight_decides_here_too(allowed: int) -> None:
+    """It is not in the history; with another one the saga would have gone otherwise."""
+    each: Any = {"each": Input("items"), "payload": {"item": Item()}}
+    step = Step("pick", "depot.pick", "depot.put-back", **each)
+    saga = Saga(name="parcel", version=1, input=Parcel, steps=(step,))
+    limits = Limits(in_flight_max=allowed)
+    with patch("orchestrator.testing.bench.Engine", partial(Engine, limits=limits)):
+        bench = given(saga, items=["a", "b", "c"]).begin()
+        bench.run()
+    definition, row, history = bench.client.story(bench.saga_id)
+    found = {
+        one: replay(definition, history, row.state, in_flight_max=one).same
+        for one in (2, IN_FLIGHT_MAX_DEFAULT)
+    }
+    assert {2: allowed == 2, IN_FLIGHT_MAX_DEFAULT: allowed != 2} == found
 
 
 def test_operators_and_late_replies_are_decided_alike() -> None:

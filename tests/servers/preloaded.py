@@ -6,12 +6,16 @@ arguments, folder, environment and files, from `main` to its exit code. What a c
 when, is tested elsewhere (`tests/cli/test_imports.py`, `tests/cli/test_entry.py`).
 """
 
+import atexit
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -146,7 +150,25 @@ def _serve(line: socket.socket) -> None:
 
 
 def _become(files: list[int]) -> NoReturn:
-    """Be the command: as if it had just been started."""
+    """Be the command: as if it had just been started.
+
+    It ends as an interpreter does, but for the heap, which is left to the kernel: it is not the
+    command's, and taking it apart costs several times as much as most commands.
+    """
+    code = 1
+    try:
+        code = _run(files)
+    except BaseException:  # noqa: BLE001 - as an interpreter does it with whatever comes out of main
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # joins threads; an interpreter's first act at its end
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(files: list[int]) -> int:
     from orchestrator.cli import main
 
     with os.fdopen(files[0], encoding="utf-8") as file:
@@ -161,10 +183,15 @@ def _become(files: list[int]) -> NoReturn:
     own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:1] = ["", *own]
     sys.argv = ["saga", *asked["arguments"]]
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    return 0
 
 
 if __name__ == "__main__":
     for _module in _PRELOADED:
         import_module(_module)
+    gc.freeze()  # what is never looked at is never copied
     _serve(socket.socket(fileno=int(sys.argv[1])))
