@@ -49,7 +49,8 @@ class Starts:
         Args:
             request: What to start.
             undo: For a sub-saga that is to be undone before it has begun.
-            source: The saga that keeps what tickets in the input stand for, if another one does.
+            source: The saga that keeps what tickets in the input stand for, where one does; by
+                default the parent.
 
         Raises:
             UnknownSaga: No definition of that name.
@@ -58,6 +59,7 @@ class Starts:
         """
         saga = self._catalog.newest(request.name)
         what = f"The input of {request.name!r}"
+        source = source or (request.parent.saga_id if request.parent else "")
         given = saga.check_input(self._payloads.given(request.input, source))
         checked, parts = self._payloads.check_in(given, what)
         self._catalog.keep(self._store, self._clock(), saga)

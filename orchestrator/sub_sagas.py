@@ -84,7 +84,7 @@ class SubSagas:
                     f"Saga {request.name!r} would be the sub-saga of {parent.depth} others.",
                     hint=f"At most {SUB_SAGA_DEPTH_MAX} are allowed: does it start itself?",
                 )
-            asked = self._starts.asked(request, undo, source=parent.saga_id)
+            asked = self._starts.asked(request, undo)
             self._payloads.keep([asked])
         except PayloadStoreUnavailable as error:
             log.warning("payload_store.unavailable", sub_saga=saga_id, error=str(error))
