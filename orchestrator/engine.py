@@ -340,7 +340,7 @@ class Engine:
                 case Undecodable(reason=reason):
                     letters.append(self._letter(reason, delivery))
                 case request:
-                    if not self.payloads.adopt(request):
+                    if not self._sub_sagas.adopted(request):
                         continue
                     try:
                         work.append(intake.told(request, delivery, self._payload_bytes_max))

@@ -20,8 +20,7 @@ from orchestrator.ports import Store
 from shared import codec
 from shared.claims import CheckedIn, Claims
 from shared.errors import ConfigurationError, InputError, PayloadStoreUnavailable
-from shared.ids import sub_saga_id
-from shared.messages import Inbound, Reply, Succeeded
+from shared.messages import Reply, Succeeded
 from shared.tickets import CLAIM, is_ticket, tickets_in
 
 log = structlog.get_logger(__name__)
@@ -69,8 +68,8 @@ class Payloads:
         Raises:
             InputError: It has no such step.
             ConfigurationError: Something is in a payload store, and there is none here.
-            PayloadStoreUnavailable: It cannot be reached.
-            DecodeError: It does not have the payload.
+            PayloadStoreUnavailable: It cannot be reached, or does not have the payload.
+            DecodeError: The payload is damaged.
         """
         value: Any = state.input
         if step:
@@ -94,8 +93,8 @@ class Payloads:
             source: The other one; empty where a client starts the saga.
 
         Raises:
-            PayloadStoreUnavailable: The payload store cannot be reached.
-            DecodeError: It does not have a value.
+            PayloadStoreUnavailable: The payload store cannot be reached, or does not have a value.
+            DecodeError: A value is damaged.
             InputError: A reference into a value leads to nothing.
         """
         if self.claims is None or not source:
@@ -172,28 +171,22 @@ class Payloads:
         if self.claims is not None:
             self.claims.copy(codec.decode(codec.encode(facts), Any), source, target)
 
-    def adopt(self, message: Inbound, sub_saga: str = "") -> bool:
+    def adopt(self, reply: Reply, sub_saga: str) -> bool:
         """Give a saga what the answer of a sub-saga holds of that one's values.
 
         Args:
-            message: Any; what a participant's SDK sends, which says where it ran, is no such answer.
-            sub_saga: Id of the sub-saga; by default the one that the answered attempt has started.
+            reply: The answer.
+            sub_saga: Id of the sub-saga.
 
         Returns:
-            False where the payload store is away: drop the message, it is asked for again.
+            False where the payload store is away: drop the answer, it is asked for again.
         """
-        if self.claims is None:
-            return True
-        match message:
-            case Reply(outcome=Succeeded(output=output), execution=None) as reply:
-                source = sub_saga or sub_saga_id(reply.saga_id, reply.step, reply.attempt)
-                try:
-                    self.claims.copy(output, source, reply.saga_id)
-                except PayloadStoreUnavailable as error:
-                    log.warning("payload_store.unavailable", sub_saga=source, error=str(error))
-                    return False
-            case _:
-                pass
+        if self.claims is not None and isinstance(reply.outcome, Succeeded):
+            try:
+                self.claims.copy(reply.outcome.output, sub_saga, reply.saga_id)
+            except PayloadStoreUnavailable as error:
+                log.warning("payload_store.unavailable", sub_saga=sub_saga, error=str(error))
+                return False
         return True
 
 

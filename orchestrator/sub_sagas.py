@@ -11,16 +11,19 @@ import structlog
 
 from orchestrator.batch import Asked
 from orchestrator.core.between import report
-from orchestrator.core.definition import Definition
+from orchestrator.core.definition import Definition, SubSaga
 from orchestrator.core.messages import Undo
+from orchestrator.core.plan import plan_of
 from orchestrator.payloads import Payloads
 from orchestrator.ports import SagaRow, Store
 from orchestrator.starts import Starts
 from shared.errors import InputError, PayloadStoreUnavailable, SagaError, UnavailableError
+from shared.ids import sub_saga_id
 from shared.messages import (
     Ended,
     Failed,
     Failure,
+    Inbound,
     Parent,
     Rejected,
     Reply,
@@ -28,6 +31,7 @@ from shared.messages import (
     Succeeded,
     UndoRequest,
 )
+from shared.tickets import tickets_in
 
 SUB_SAGA_DEPTH_MAX: Final = 8
 """Sagas that may stand above a sub-saga: a saga that starts itself ends there."""
@@ -114,6 +118,27 @@ class SubSagas:
             return [_gone(request.saga_id, parent, undo)]
         # Whoever was faster with its start: the message above finds it.
         return [*self.start(request.start, undo), asked]
+
+    def adopted(self, message: Inbound) -> bool:
+        """Whether a saga has what an answer of its sub-saga refers to; else the answer is dropped.
+
+        Args:
+            message: Any: what a participant's SDK sends says where it ran, and refers to nothing else.
+        """
+        match message:
+            case Reply(execution=None, outcome=Succeeded(output=output)) as reply if (
+                self._payloads.claims is not None and any(True for _ in tickets_in(output))
+            ):
+                row = self._row(reply.saga_id)
+                if row is None:
+                    return True
+                planned = plan_of(self._definition_of(row), row.state).by_name.get(reply.step)
+                if planned is None or not isinstance(planned.action, SubSaga):
+                    return True
+                by = row.state.done_by(reply.step)
+                return self._payloads.adopt(reply, sub_saga_id(by, reply.step, reply.attempt))
+            case _:
+                return True
 
     def _row(self, saga_id: str) -> SagaRow | None:
         return self._store.load([saga_id]).get(saga_id)

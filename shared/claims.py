@@ -104,16 +104,16 @@ class Claims:
         self.put(saga_id, checked.parts)
         return checked.value
 
-    def fetch(self, value: Any, *saga_ids: str) -> Any:
+    def fetch(self, value: Any, saga_id: str) -> Any:
         """A payload with what its tickets stand for.
 
         Args:
             value: It.
-            saga_ids: Who keeps the values: the first that has one.
+            saga_id: Who keeps the values.
 
         Raises:
-            PayloadStoreUnavailable: The store cannot be reached.
-            DecodeError: A value is not there, is damaged, or encrypted with an unknown key.
+            PayloadStoreUnavailable: The store cannot be reached, or does not have a value.
+            DecodeError: A value is damaged, or encrypted with an unknown key.
             LookupError: A reference into a value leads to nothing.
         """
         known: dict[str, bytes] = {}
@@ -121,7 +121,7 @@ class Claims:
         def fetched(found: dict[str, Any]) -> Any:
             digest = found[CLAIM]
             if digest not in known:
-                known[digest] = self._read_first(digest, saga_ids)
+                known[digest] = self.read(saga_id, digest)
             # Decoded each time: a function may change one of its arguments.
             return follow(found, codec.decode(known[digest], Any))
 
@@ -131,8 +131,8 @@ class Claims:
         """A value as JSON.
 
         Raises:
-            PayloadStoreUnavailable: The store cannot be reached.
-            DecodeError: It is not there, is damaged, or encrypted with an unknown key.
+            PayloadStoreUnavailable: The store cannot be reached, or does not have it.
+            DecodeError: It is damaged, or encrypted with an unknown key.
         """
         data = self.store.read(saga_id, digest)
         try:
@@ -149,7 +149,11 @@ class Claims:
         return raw
 
     def copy(self, value: Any, source: str, target: str) -> None:
-        """Give a saga what another one keeps of the tickets in a value."""
+        """Give a saga what another one keeps of the tickets in a value.
+
+        Raises:
+            PayloadStoreUnavailable: The store cannot be reached, or does not have all of it.
+        """
         for digest in {one[CLAIM] for one in tickets_in(value)}:
             self.store.copy(digest, source, target)
 
@@ -177,11 +181,6 @@ class Claims:
         digest = sha256(raw).hexdigest()
         parts[digest] = raw
         return ticket(digest, size)
-
-    def _read_first(self, digest: str, saga_ids: tuple[str, ...]) -> bytes:
-        *others, last = saga_ids
-        found = next((one for one in others if self.store.has(one, digest)), last)
-        return self.read(found, digest)
 
 
 def claims_of(configured: Settings) -> Claims | None:

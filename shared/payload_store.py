@@ -2,7 +2,7 @@
 
     <SAGA_CLAIM_CHECK_URL>/<saga id>/<SHA-256 of the value's JSON>
 
-Nothing is ever overwritten: a name stands for its contents, so that a step that is done twice
+A folder has to be there already. Nothing is ever overwritten: a name stands for its contents, so that a step that is done twice
 writes the same file twice, and the second time does nothing. Deleted is a whole saga.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from shared.errors import ConfigurationError, DecodeError, PayloadStoreUnavailable
+from shared.errors import ConfigurationError, PayloadStoreUnavailable
 from shared.ids import new_secret
 
 SETTING: Final = "SAGA_CLAIM_CHECK_URL"
@@ -70,40 +70,45 @@ class PayloadStore:
             path = _path(root, saga_id, digest)
             if not anew and files.exists(path):
                 return
-            if self._local:
-                _write_file(Path(path), data)
-            else:  # there a file appears when it is whole
+            if not self._local:  # there a file appears when it is whole
                 files.pipe_file(path, data)
+                return
+        with self._reaching(here=True):
+            _write_file(Path(path), data)
 
     def read(self, saga_id: str, digest: str) -> bytes:
         """A file.
 
         Raises:
-            DecodeError: There is none.
+            PayloadStoreUnavailable: There is none: not yet, not here, or not any more.
         """
         try:
             with self._reaching() as (files, root):
                 return bytes(files.cat_file(_path(root, saga_id, digest)))
         except FileNotFoundError as error:
-            raise DecodeError(
-                f"The payload store {self.shown_url} does not have the payload {digest[:12]}… of "
-                f"saga {saga_id}.",
-                hint=f"Every process of a system needs the same {SETTING}.",
-                saga_id=saga_id,
-            ) from error
+            raise self._has_not(saga_id, digest) from error
 
     def copy(self, digest: str, source: str, target: str) -> None:
-        """Give a saga what another one keeps; nothing where it has it, or the other one has not."""
-        if self.has(target, digest) or not self.has(source, digest):
+        """Give a saga what another one keeps.
+
+        Raises:
+            PayloadStoreUnavailable: Neither has it.
+        """
+        if self.has(target, digest):
             return
         if self._local:
             self.write(target, digest, self.read(source, digest))
             return
+        if not self.has(source, digest):
+            raise self._has_not(source, digest)
         with self._reaching() as (files, root):  # without the bytes passing here
             files.cp_file(_path(root, source, digest), _path(root, target, digest))
 
     def sagas(self) -> list[str]:
         """Ids of the sagas that keep something, or have kept it."""
+        if self._local:
+            with self._reaching(here=True) as (_, root):
+                Path(root).stat()
         return [unquote(name) for name in self._listed("")]
 
     def digests(self, saga_id: str) -> list[str]:
@@ -142,18 +147,26 @@ class PayloadStore:
         return files, root.rstrip("/")
 
     @contextmanager
-    def _reaching(self) -> Iterator[tuple[Any, str]]:
+    def _reaching(self, *, here: bool = False) -> Iterator[tuple[Any, str]]:
         try:
             yield self._files()
-        except FileNotFoundError:
-            raise
         except Exception as error:
             # Every kind of file system has errors of its own: of the disk, HTTP, botocore.
+            if isinstance(error, FileNotFoundError) and not here:
+                raise  # that is an answer
             raise PayloadStoreUnavailable(
                 f"The payload store {self.shown_url} cannot be used: "
                 f"{type(error).__name__}: {error}.",
                 hint=f"{SETTING} names it; `saga doctor` tries it.",
             ) from error
+
+    def _has_not(self, saga_id: str, digest: str) -> PayloadStoreUnavailable:
+        return PayloadStoreUnavailable(
+            f"The payload store {self.shown_url} does not have the payload {digest[:12]}… of saga "
+            f"{saga_id}.",
+            hint=f"Every process of a system needs the same {SETTING}.",
+            saga_id=saga_id,
+        )
 
 
 def _path(root: str, saga_id: str, digest: str) -> str:
@@ -167,7 +180,8 @@ def _folder(saga_id: str) -> str:
 
 def _write_file(path: Path, data: bytes) -> None:
     """Write a file that is whole, and on the disk, when it has its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # The store itself is not made: a volume may not be mounted.
+    path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{new_secret()}")
     with unfinished.open("wb") as file:
         file.write(data)

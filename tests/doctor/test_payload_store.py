@@ -12,6 +12,7 @@ WRONG = Severity.WRONG
 
 def test_a_payload_store_that_works_is_left_empty(tmp_path: Path) -> None:
     """What was tried is told; without one there is nothing to tell."""
+    (tmp_path / "claims").mkdir()
     (finding,) = check_payload_store(Settings(claim_check_url=f"file://{tmp_path}/claims"))
     assert finding.severity is Severity.OK
     assert list((tmp_path / "claims").iterdir()) == []
@@ -19,8 +20,7 @@ def test_a_payload_store_that_works_is_left_empty(tmp_path: Path) -> None:
 
 
 def test_a_payload_store_that_does_not_work(tmp_path: Path) -> None:
-    """A file stands where the folder should be; and nobody reads such a URL."""
-    (tmp_path / "claims").write_text("")
+    """The folder is not there; and nobody reads such a URL."""
     settings = Settings(claim_check_url=f"file://{tmp_path}/claims")
     assert bad(check_payload_store(settings)) == [(WRONG, Code.PAYLOAD_STORE)]
     assert bad(check_payload_store(Settings(claim_check_url="nope://x"))) == [

@@ -39,6 +39,7 @@ def test_megabytes_pass_by_messages_and_stores(make_stack: MakeStack) -> None:
     """Two sagas, one of which is undone with what was really done; a purge takes all of it along."""
     stack = make_stack(SAGA_DEFINITIONS="tests.faults.large", OTEL_SDK_DISABLED="false")
     folder = stack.home / "claims"
+    folder.mkdir()
     url = f"file://{folder}"
     stack.use(SAGA_CLAIM_CHECK_URL=url)
     stack.settings = stack.settings.model_copy(

@@ -107,7 +107,7 @@ class _AdoptedTask(Task[Any, Any]):
         arguments = None if args else _arguments_of(self)
         wanted = arguments.wants if arguments else everything
         try:
-            payload = in_clear(payload, wanted, command.saga_id, command.effect_of)
+            payload = in_clear(payload, wanted, command.saga_id)
             chosen = arguments.select(payload) if arguments else payload
             result = super().__call__(*args, **chosen)
         except Reject as rejection:

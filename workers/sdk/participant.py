@@ -174,7 +174,7 @@ class _Step:
     def _perform(
         self, task: Task[Any, Any], command: StepCommand, payload: Mapping[str, Any]
     ) -> tuple[Verdict, Any]:
-        payload = in_clear(payload, self._arguments.wants, command.saga_id, command.effect_of)
+        payload = in_clear(payload, self._arguments.wants, command.saga_id)
 
         def work(connection: sa.Connection | None, stored_undo: Any) -> Succeeded | Accepted:
             if command.direction != self._direction:

@@ -19,7 +19,7 @@ from shared.errors import (
 from shared.messages import Accepted, Succeeded
 from shared.sealing import ring
 from shared.settings import settings
-from shared.tickets import tickets_in
+from shared.tickets import MARK, tickets_in
 from workers.sdk.outcome import Fail, Later, Reject, succeeded_with
 
 RESULT_NOT_JSON: Final = "ResultNotJson"
@@ -29,17 +29,19 @@ PAYLOAD_SEALED: Final = "PayloadSealed"
 PAYLOAD_UNAVAILABLE: Final = "PayloadUnavailable"
 PAYLOAD_UNRESOLVED: Final = "PayloadUnresolved"
 
+_NESTED: Final = (dict, list)
+
 Wanted = Callable[[str], bool]
 """Whether a function asks for an argument of this name."""
 
 
-def in_clear(payload: Mapping[str, Any], wanted: Wanted, *saga_ids: str) -> Mapping[str, Any]:
+def in_clear(payload: Mapping[str, Any], wanted: Wanted, saga_id: str) -> Mapping[str, Any]:
     """The payload of a message as the function gets it: opened, and with what its tickets stand for.
 
     Args:
         payload: As it came.
         wanted: Arguments that the function does not ask for are not fetched.
-        saga_ids: Who keeps the values.
+        saga_id: Who keeps the values.
 
     Raises:
         Fail: It is sealed with a key that this process does not have, or the payload store cannot
@@ -50,10 +52,14 @@ def in_clear(payload: Mapping[str, Any], wanted: Wanted, *saga_ids: str) -> Mapp
         found: Mapping[str, Any] = ring().open(payload)
     except DecodeError as error:
         raise Fail(PAYLOAD_SEALED, f"The payload cannot be opened. {error}") from error
-    return {
-        name: fetched(value, *saga_ids) if wanted(name) and _has_ticket(value) else value
+    away = [
+        name
         for name, value in found.items()
-    }
+        if value.__class__ in _NESTED and _has_ticket(value) and wanted(name)
+    ]
+    if not away:
+        return found
+    return {**found, **{name: fetched(found[name], saga_id) for name in away}}
 
 
 def everything(_name: str) -> bool:
@@ -61,7 +67,7 @@ def everything(_name: str) -> bool:
     return True
 
 
-def fetched(value: Any, *saga_ids: str) -> Any:
+def fetched(value: Any, saga_id: str) -> Any:
     """A value with what its tickets stand for; raises as `in_clear`."""
     if not _has_ticket(value):
         return value
@@ -72,7 +78,7 @@ def fetched(value: Any, *saga_ids: str) -> Any:
             "An argument is in the payload store, and SAGA_CLAIM_CHECK_URL is not set here.",
         )
     try:
-        return known.fetch(value, *saga_ids)
+        return known.fetch(value, saga_id)
     except (PayloadStoreUnavailable, DecodeError) as error:
         raise Fail(PAYLOAD_UNAVAILABLE, f"An argument cannot be fetched. {error}") from error
     except LookupError as error:
@@ -121,4 +127,9 @@ def _checked_in(outcome: Succeeded, known: Claims, saga_id: str) -> Succeeded:
 
 
 def _has_ticket(value: Any) -> bool:
-    return isinstance(value, dict | list) and any(True for _ in tickets_in(value))
+    # To encode it takes a tenth of the time of a walk through it.
+    return (
+        value.__class__ in _NESTED
+        and MARK in codec.encode(value)
+        and any(True for _ in tickets_in(value))
+    )
