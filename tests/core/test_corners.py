@@ -16,6 +16,7 @@ from orchestrator.core.definition import (
     SubSaga,
     WaitFor,
 )
+from orchestrator.core.events import ForkedFrom
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import decide
 from orchestrator.core.messages import (
@@ -31,7 +32,7 @@ from orchestrator.core.messages import (
 from orchestrator.core.references import Exists, Not, eq, exists
 from orchestrator.core.state import Phase, Status
 from orchestrator.core.timers import wake_at
-from shared.messages import Rejected, Reply
+from shared.messages import Parent, Rejected, Reply
 from tests.core.builders import (
     FAILURE,
     NOTHING_TO_UNDO,
@@ -154,6 +155,21 @@ def test_a_success_that_comes_after_its_undo_changes_nothing() -> None:
     assert (run.phase("a"), run.phase("b")) == ("undone", "undoing")
     assert run.tell(succeeded("a", output=7)).events == ()
     assert run.phase("a") == "undone"
+
+
+def test_what_a_start_says_stands_in_the_state() -> None:
+    """All of it is asked for later, by a process that has nothing but the state."""
+    given: dict[str, Any] = {
+        "key": "order-7",
+        "secret": "s",
+        "not_before": T0 + MINUTE,
+        "parent": Parent(saga_id="above", step="hotel", attempt=2),
+        "fork": ForkedFrom(saga_id="old", step="a", reason="why", by="ada"),
+    }
+    run = Run(linear("a", deadline=MINUTE), start=msgspec.structs.replace(START, **given))
+    assert {name: getattr(run.known, name) for name in given} == given
+    assert (run.phase("a"), run.last.wake_at) == ("pending", T0 + MINUTE)
+    assert (run.known.deadline_at, run.known.input) == (T0 + 2 * MINUTE, START.input)
 
 
 def test_a_start_that_is_due_at_once_has_no_time_to_wait_for() -> None:

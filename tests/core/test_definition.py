@@ -24,6 +24,7 @@ from orchestrator.core.definition import (
     Undo,
     WaitFor,
 )
+from orchestrator.core.limits import Bounds, Limits
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DefinitionError, InputError
@@ -390,6 +391,18 @@ def test_the_stored_form_has_every_default_filled_in() -> None:
     )
     assert (second.after, second.queue, second.compensation) == (("a",), "audit", NOTHING_TO_UNDO)
     assert (first.undo_task, second.undo_task) == ("inventory.release", None)
+
+
+def test_the_defaults_are_those_that_are_documented() -> None:
+    """Teams rely on them without writing them down: another one is another version of all sagas."""
+    (plan,) = purchase(step("a")).definition.steps
+    assert (plan.timeout, plan.pivot, plan.items_max) == (timedelta(seconds=30), False, 100)
+    assert (plan.retry.attempts, plan.compensation_retry.attempts) == (3, 10)
+    assert Retry.forever().backoff.wait_max == timedelta(minutes=5)
+    assert (Limits().events_max, Limits().in_flight_max) == (10_000, 100)
+    assert Bounds() == Bounds(steps_max=100, branches_max=50, items_max=1_000)
+    assert (WaitFor("ok").approval, WaitFor("ok").otherwise) == (False, "reject")
+    assert SubSaga("hotel").trace == "same"
 
 
 def test_the_stored_form_of_a_sub_saga() -> None:

@@ -27,6 +27,7 @@ from tests.core.builders import (
     sent,
     step,
     succeeded,
+    tags,
 )
 
 CHILD = sub_saga_id(SAGA_ID, "hotel", 1)
@@ -183,6 +184,8 @@ def test_a_saga_whose_history_is_full_asks_nothing() -> None:
     assert full.state.full
     late = decide(run.definition, full.state, Tick(), run.now + DAY)
     assert late.commands == ()
+    cancelled = decide(run.definition, full.state, Cancel(reason="rain"), run.now)
+    assert (tags(cancelled.events), cancelled.commands) == (["cancel_requested"], ())
     resumed = decide(run.definition, full.state, Resume(), run.now + DAY)
     assert [one.task for one in resumed.commands] == ["service.b", "saga.start"]
 
