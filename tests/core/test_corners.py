@@ -32,9 +32,10 @@ from orchestrator.core.messages import (
 from orchestrator.core.references import Exists, Not, eq, exists
 from orchestrator.core.state import Phase, Status
 from orchestrator.core.timers import wake_at
-from shared.messages import Parent, Rejected, Reply
+from shared.messages import Failure, Parent, Rejected, Reply
 from tests.core.builders import (
     FAILURE,
+    FOR_GOOD,
     NOTHING_TO_UNDO,
     SAGA_ID,
     START,
@@ -137,13 +138,22 @@ def test_never_on_wins_over_the_policy_of_the_kind(retry: Retry) -> None:
     assert (run.phase("a"), run.tags[2]) == ("undoing", "step_failed")
 
 
-def test_a_late_success_while_its_undo_waits_is_undone_all_the_same() -> None:
+@pytest.mark.parametrize(
+    "failure, phase",
+    [(FAILURE, "undo_retrying"), (FOR_GOOD, "undo_failed")],
+    ids=["waits", "stuck"],
+)
+def test_a_late_success_while_its_undo_does_not_get_on_is_undone_all_the_same(
+    failure: Failure, phase: str
+) -> None:
     """It is known then what there is to undo; the step does not stand again."""
     definition = beside("a", "b", retry=Retry(attempts=1), compensation_retry=TWICE)
-    run = Run(definition, failed("a"), rejected("b"), failed("a", direction="compensation"))
-    assert run.phase("a") == "undo_retrying"
+    run = Run(definition, failed("a"), rejected("b"))
+    run.tell(failed("a", direction="compensation", failure=failure))
+    assert run.phase("a") == phase
+    status = run.known.status
     run.tell(succeeded("a", output={"id": 1}))
-    assert run.phase("a") == "undo_retrying"
+    assert (run.phase("a"), run.known.status, run.last.commands) == (phase, status, ())
     (undo,) = run.tell(RetryNow(step="a")).commands
     assert undo.payload["undo"] == {"id": 1}
 

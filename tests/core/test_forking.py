@@ -6,7 +6,7 @@ import pytest
 from orchestrator.core.definition import NOTHING_TO_UNDO, Definition, Input, Output
 from orchestrator.core.events import ForkedFrom, SagaForked, StepCopied
 from orchestrator.core.forking import ForkPlan, fork_plan
-from orchestrator.core.messages import Cancel, HandOver, Resolve, Start
+from orchestrator.core.messages import Cancel, HandOver, Resolve, Skip, Start
 from orchestrator.core.references import Item, eq
 from orchestrator.core.state import SagaState, fold
 from shared.messages import Parent
@@ -269,6 +269,15 @@ def test_a_fork_runs_on_a_newer_version_where_what_it_copies_is_the_same() -> No
         "Step 'b', which comes before 'c', does something else in version 2 than in 1: "
         "fork from it or earlier."
     )
+
+
+def test_what_an_operator_said_of_a_skipped_step_is_copied() -> None:
+    """Later steps see it there, too."""
+    definition = saga(step("a"), step("b", payload={"x": Output("a", "id")})).definition
+    old = Run(definition, Skip(step="b", by="ada"), failed("a"), Skip(step="a", output={"id": 7}))
+    assert old.known.status == "completed"
+    (command,) = forked(old, "b").last.commands
+    assert command.payload == {"x": 7}
 
 
 def test_what_was_given_up_does_not_count_as_done() -> None:

@@ -275,6 +275,16 @@ def test_the_pivot_is_not_skipped_before_its_turn() -> None:
 # Resolve and compensate -----------------------------------------------------------------------
 
 
+def test_a_step_that_had_given_up_and_succeeds_late_frees_the_saga() -> None:
+    """Nobody has to decide any more, and nothing is left of its failure."""
+    last = step("last", compensation=None)
+    behind = saga(step("p", pivot=True), step("notify", compensation=None), last).definition
+    run = Run(behind, succeeded("p"), failed("notify", failure=FOR_GOOD))
+    assert run.known.status is Status.STUCK
+    assert sent(run.tell(succeeded("notify"))) == [("last", "action", 1)]
+    assert (run.known.status, run.known.step("notify").failure) == (Status.RUNNING, None)
+
+
 def test_a_stuck_saga_is_resolved_by_hand() -> None:
     """It ends there, and nothing that comes late changes it."""
     run = beyond_pivot()
@@ -298,6 +308,7 @@ def test_compensate_gives_up_where_nobody_knows_whether_the_pivot_happened() -> 
     assert sent(run.tell(CompensateNow(reason="no order there", by="ada"))) == [
         ("reserve", "compensation", 1)
     ]
+    assert run.known.status is Status.COMPENSATING
     run.tell(succeeded("reserve", direction="compensation"))
     assert run.known.status is Status.COMPENSATED
 

@@ -9,7 +9,7 @@ from orchestrator.core.definition import Definition, Input, Item, Sleep, WaitFor
 from orchestrator.core.events import ForkedFrom, Origin, RoomAwaited, StepCopied
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
-from orchestrator.core.messages import Undo
+from orchestrator.core.messages import Heartbeat, Undo
 from orchestrator.core.plan import plan_of
 from orchestrator.core.room import SAGA, Slot, begun_by, taken
 from orchestrator.core.state import SagaState, evolve
@@ -90,6 +90,30 @@ def test_each_item_of_a_list_needs_room_of_its_step_and_what_waits_is_woken_by_i
     assert late.wake_at == late.state.step("l[1]").due_at
 
 
+def test_a_sign_of_life_changes_nothing_about_what_waits_for_room() -> None:
+    """It is asked again by whoever makes room, and not by a timer that is past."""
+    arms = saga(step("a", after=()), step("b", after=(), retry=TWICE)).definition
+    begun = told(arms, None, START, {})
+    waits = told(arms, begun.state, failed("b"), {"b": 0}, timedelta(seconds=1))
+    due = waits.wake_at
+    assert due is not None
+    late = due - T0
+    full = told(arms, waits.state, Tick(), {"b": 0}, late)
+    beat = told(
+        arms, full.state, Heartbeat(step="a", direction="action", attempt=1), {"b": 0}, late
+    )
+    assert (beat.beat, beat.awaiting, beat.events) == (True, {"b": "b"}, ())
+    assert beat.wake_at == due + timedelta(seconds=30)
+
+
+def test_a_saga_with_too_much_in_flight_waits_for_that_first() -> None:
+    """Room for another step would be of no use to it yet."""
+    arms = saga(*(step(name, after=()) for name in "abc")).definition
+    limits = Limits(in_flight_max=1, room={"c": 0})
+    begun = decide(arms, None, START, T0, limits=limits)
+    assert (sent(begun), begun.awaiting) == ([("a", "action", 1)], {})
+
+
 def test_what_only_waits_needs_no_room() -> None:
     """Although an operator may have set a limit of that name."""
     definition = saga(wait("w", WaitFor("ok")), step("a")).definition
@@ -152,6 +176,8 @@ def test_a_fork_begins_with_what_it_does_itself() -> None:
     assert taken(definition, waits.state, {SAGA}) == []
     back = told(definition, waits.state, Cancel(), {SAGA: 0})
     assert sent(back) == [("a", "compensation", 1)]
+    assert back.state is not None
+    assert back.state.awaited == ()
     begins = told(definition, waits.state, Tick(), {SAGA: 1})
     assert begins.state is not None
     assert begun_by(definition, waits.state, begins.state, begins.events)[SAGA] == 1
