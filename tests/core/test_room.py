@@ -73,6 +73,16 @@ def test_a_saga_that_has_begun_goes_on_whatever_room_there_is_for_others() -> No
     assert sent(back) == [("a", "compensation", 1)]
 
 
+def test_an_undo_needs_room_of_its_step_as_well() -> None:
+    """And says that it is the undo that waits."""
+    run = Run(linear("a", "b"), succeeded("a"))
+    waits = told(run.definition, run.known, rejected("b"), {"a": 0})
+    assert waits.events[-1] == RoomAwaited(step="a", direction="compensation")
+    assert (waits.awaiting, waits.commands) == ({"a": "a"}, ())
+    begins = told(run.definition, waits.state, Tick(), {"a": 1})
+    assert sent(begins) == [("a", "compensation", 1)]
+
+
 def test_each_item_of_a_list_needs_room_of_its_step_and_what_waits_is_woken_by_it() -> None:
     """One word in the history for all of them; a retry that waits for room has no timer."""
     first = told(LIST, None, START_TWO, {"l": 1})
