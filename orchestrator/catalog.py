@@ -3,10 +3,11 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import combinations
 from typing import Final
 
 from orchestrator.core.bounds import bounds_problems
-from orchestrator.core.definition import Definition, NothingToUndo, Saga, SubSaga
+from orchestrator.core.definition import Definition, NothingToUndo, Saga, SubSaga, reachable
 from orchestrator.core.eventing import event_of
 from orchestrator.core.limits import Bounds
 from orchestrator.ports import Store
@@ -47,6 +48,7 @@ class Catalog:
         for saga in versions.values():
             self._check_sub_sagas(saga.definition)
             _check_bounds(saga.definition, bounds)
+        self._check_circles()
 
     def _check_sub_sagas(self, definition: Definition) -> None:
         """Check that what a saga is made of exists, and can be undone where it has to be."""
@@ -71,6 +73,29 @@ class Catalog:
                     "cannot be undone once it has completed; but a later step may fail.",
                     hint="Make the step the last one or the pivot, or say "
                     "compensation=NOTHING_TO_UNDO.",
+                )
+
+    def _check_circles(self) -> None:
+        """Check that no two sagas have each other below them and limit how many are in flight.
+
+        All places of each could be held by sagas that wait for one of the other.
+        """
+        below = {
+            name: tuple(
+                step.action.name
+                for step in saga.definition.steps
+                if isinstance(step.action, SubSaga)
+            )
+            for name, saga in self._sagas.items()
+        }
+        reached = {name: reachable(below, name) for name in below}
+        for name, other in combinations(sorted(below), 2):
+            both = other in reached[name] and name in reached[other]
+            if both and all(_has_places(self._sagas[one].definition) for one in (name, other)):
+                raise DefinitionError(
+                    f"Sagas {name!r} and {other!r} are sub-sagas of each other, and both limit "
+                    "how many are in flight: they could wait for each other for ever.",
+                    hint="Take the in_flight of one of them away, or say a rate instead.",
                 )
 
     def __iter__(self) -> Iterator[Saga]:
@@ -137,6 +162,12 @@ class Catalog:
                 return None
             self._pinned[identity] = stored
         return self._pinned[identity]
+
+
+def _has_places(definition: Definition) -> bool:
+    """Whether a limit of places stands in the way of a saga, or of a sub-saga of it."""
+    limits = [definition.limit, *(step.limit for step in definition.sub_sagas)]
+    return any(limit is not None and limit.in_flight is not None for limit in limits)
 
 
 def _check_bounds(definition: Definition, bounds: Bounds) -> None:

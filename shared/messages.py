@@ -140,6 +140,7 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         depth: How many sagas stand above it.
         link: ``traceparent`` of the attempt, where the sub-saga has a trace of its own; empty where
             it continues that of its parent.
+        above: The sagas above it by name, each with the step that waits for what is below it.
     """
 
     saga_id: str
@@ -147,6 +148,7 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int
     depth: int = 1
     link: str = ""
+    above: tuple[tuple[str, str], ...] = ()
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):

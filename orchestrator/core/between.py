@@ -122,6 +122,10 @@ def _start_request(
             attempt=attempt,
             depth=state.parent.depth + 1 if state.parent else 1,
             link="" if same else traceparent,
+            above=(
+                *(state.parent.above if state.parent else ()),
+                (state.name, planned.group or planned.name),
+            ),
         ),
     )
 

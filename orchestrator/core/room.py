@@ -46,11 +46,21 @@ def lacking(definition: Definition, state: SagaState, room: Room, wanted: Event)
     """What has no room for an event that the state asks for: a step, `SAGA`, or nothing: None."""
     if not room or not isinstance(wanted, StepDispatched):
         return None
-    if room.get(SAGA, 1) < 1 and not (_has_run(state) or state.backward):
+    begun = _has_run(state) or state.backward
+    if room.get(SAGA, 1) < 1 and not (begun or _held_above(state, SAGA)):
         return SAGA
     step = step_of(wanted.step)
     closed = room.get(step, 1) < 1 and not definition.by_name[wanted.step].waits
-    return step if closed else None
+    return step if closed and not _held_above(state, step) else None
+
+
+def _held_above(state: SagaState, step: str) -> bool:
+    """Whether a saga above it has the same slot, and waits for this one while it does.
+
+    This one takes no other then: it would wait for a saga that waits for it.
+    """
+    above = state.parent.above if state.parent else ()
+    return any(name == state.name and step in {SAGA, at} for name, at in above)
 
 
 def less(definition: Definition, state: SagaState, room: Room, event: Event) -> Room:
@@ -75,9 +85,12 @@ def begun_by(
     found = Counter(
         step_of(event.step)
         for event in events
-        if isinstance(event, StepDispatched) and not definition.by_name[event.step].waits
+        if isinstance(event, StepDispatched)
+        and not definition.by_name[event.step].waits
+        and not _held_above(after, step_of(event.step))
     )
-    if _has_run(after) and not (before and _has_run(before)):
+    has_run = _has_run(after) and not _held_above(after, SAGA)
+    if has_run and not (before and _has_run(before)):
         found[SAGA] = 1
     return found
 
@@ -94,10 +107,12 @@ def taken(definition: Definition, state: SagaState, limited: Collection[str]) ->
         return []
     found = []
     # One that is undone after its end was let in long ago, and is not let in again.
-    if SAGA in limited and _has_run(state) and not state.undo_attempt:
+    own = _has_run(state) and not (state.undo_attempt or _held_above(state, SAGA))
+    if SAGA in limited and own:
         found.append(Slot(step=SAGA, run=SAGA))
     for run, step in state.steps.items():
         limits = step.phase in IN_FLIGHT and step_of(run) in limited
+        limits = limits and not _held_above(state, step_of(run))
         if limits and not definition.by_name[run].waits:
             found.append(Slot(step=step_of(run), run=run))
     return found

@@ -24,6 +24,7 @@ from orchestrator.store.definitions import check_same
 from shared.bus import Event
 from shared.errors import DefinitionChanged, DefinitionError
 from shared.messages import Failed, Reply, Succeeded
+from shared.tickets import ticket
 from shared.tokens import proof_of
 from tests.core.builders import (
     FOR_GOOD,
@@ -85,7 +86,7 @@ class Every(msgspec.Struct, rename="camel"):
     amount: float
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     day: date
-    hour: time
+    hour: Annotated[time, msgspec.Meta(tz=True)]
     lasts: timedelta
     price: Decimal
     uid: UUID
@@ -107,7 +108,7 @@ GOOD: dict[str, Any] = {
     "amount": 1,
     "at": "2026-01-01T00:00:00Z",
     "day": "2026-01-01",
-    "hour": "10:00:00",
+    "hour": "10:00:00Z",
     "lasts": "PT5S",
     "price": "1.50",
     "uid": "0199c8a0-0000-7000-8000-000000000001",
@@ -125,7 +126,7 @@ GOOD: dict[str, Any] = {
 VALUES: tuple[Any, ...] = (
     *(None, True, 0, 1, 3, 4, 12, 1.5, -1.0, "", "a", "abcd", "Abc", "x", "b"),
     *([], [1], [1, 2], [1, 2, 3], [1, "b"], ["a"], [1, "b", 2], {}, {"a": 1}, {"a": "b"}),
-    *("2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "PT5S", "10:00", "1.5"),
+    *("2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "PT5S", "10:00:00Z", "1.5"),
     *("0199c8a0-0000-7000-8000-000000000001", "aGk=", "aGk"),
     *({"type": "sea", "ship": "s"}, {"type": "sea", "flight": 1}, {"type": "rail"}, {"ship": "s"}),
 )
@@ -315,6 +316,15 @@ def test_an_output_that_does_not_fit_has_happened_and_is_undone() -> None:
     assert failure.message == words
     assert [("b", "compensation", 1)] == sent(run.last)
     assert run.last.commands[0].payload["undo"] == WRONG
+
+
+def test_what_is_in_the_payload_store_is_not_looked_at() -> None:
+    """The core has a ticket for it; the other fields are checked all the same."""
+    large = ticket("0" * 64, 1_000_000)
+    run = Run(charged(), succeeded("a"), succeeded("b", output={**RIGHT, "card": large}))
+    assert run.phase("b") == "succeeded"
+    run = Run(charged(), succeeded("a"), succeeded("b", output={"id": large}))
+    assert "cents: missing" in getattr(run.known.step("b").failure, "message", "")
 
 
 def test_a_pivot_whose_output_does_not_fit_is_stuck() -> None:

@@ -8,8 +8,18 @@ import msgspec
 import pytest
 
 from orchestrator.catalog import Catalog
-from orchestrator.core.definition import NOTHING_TO_UNDO, Input, Retry, Saga, Step, SubSaga
+from orchestrator.core.definition import (
+    NOTHING_TO_UNDO,
+    Input,
+    Limit,
+    Output,
+    Retry,
+    Saga,
+    Step,
+    SubSaga,
+)
 from orchestrator.core.events import Recorded
+from orchestrator.core.references import gt
 from orchestrator.ports import Delivery, SagaRow
 from orchestrator.projection import project
 from shared.errors import DefinitionError
@@ -19,6 +29,13 @@ from shared.telemetry.spans import SpanRecord
 from tests.engine.trips import HOTEL, Stay, Story, failing, refusing, trip
 from tests.guide.shop import Shop, Task
 from workers.sdk import Fail, Reject
+
+
+class Level(msgspec.Struct, frozen=True):
+    """How many sagas of its own name are still below one."""
+
+    left: int
+
 
 # How they end ---------------------------------------------------------------------------------
 
@@ -223,6 +240,59 @@ def test_a_saga_that_starts_itself_ends() -> None:
     saga_id = shop.start("endless", hotel="Ritz")
     assert shop.status(saga_id) == "compensated"
     assert len(shop.client.list(limit=100)) == 9
+
+
+def test_a_saga_below_one_of_its_own_name_goes_in_with_that_ones_place() -> None:
+    """One place for the name, and one for the step: all of them go through, the others wait."""
+    one = Limit(in_flight=1)
+    nested = Saga(
+        name="nested",
+        version=1,
+        input=Level,
+        limit=one,
+        steps=(
+            Step("work", "nested.work", NOTHING_TO_UNDO, limit=one),
+            Step("between", SubSaga("between"), when=gt(Input("left"), 0), limit=one),
+        ),
+    )
+    between = Saga(
+        name="between",
+        version=1,
+        input=Level,
+        steps=(
+            Step("less", "nested.less", NOTHING_TO_UNDO),
+            Step("again", SubSaga("nested"), payload={"left": Output("less", "left")}),
+        ),
+    )
+    calls: list[int] = []
+
+    def work(left: int) -> None:
+        calls.append(left)
+
+    tasks = {"nested.work": work, "nested.less": lambda left: {"left": left - 1}}
+    shop = Shop(nested, between, tasks=tasks)
+    first = shop.client.start("nested", {"left": 2}).row.saga_id
+    second = shop.client.start("nested", {"left": 1}).row.saga_id
+    shop.settle()
+    assert (shop.status(first), calls[:3]) == ("completed", [2, 1, 0])
+    shop.wait(timedelta(seconds=1))
+    assert (shop.status(second), calls[3:]) == ("completed", [1, 0])
+    assert (
+        shop.store.crowds([("nested", ""), ("nested", "between")], 5)["nested", ""].in_flight == 0
+    )
+
+
+def test_sagas_that_could_wait_for_each_other_for_ever_are_refused() -> None:
+    """Each is a sub-saga of the other one, and all places of both could be held so."""
+
+    def half(name: str, other: str, limit: Limit | None) -> Saga:
+        steps = (Step("other", SubSaga(other)),)
+        return Saga(name=name, version=1, input=Stay, limit=limit, steps=steps)
+
+    one = Limit(in_flight=1)
+    with pytest.raises(DefinitionError, match="'left' and 'right' are sub-sagas of each other"):
+        Catalog([half("left", "right", one), half("right", "left", one)])
+    Catalog([half("left", "right", one), half("right", "left", Limit(rate="1/s"))])
 
 
 def test_a_sub_saga_that_was_removed_leaves_its_parent_stuck() -> None:
