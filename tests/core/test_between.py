@@ -40,7 +40,8 @@ from tests.core.builders import (
 )
 
 CHILD = sub_saga_id(SAGA_ID, "hotel", 1)
-ABOVE = Parent(saga_id="above", step="trip", attempt=2, depth=3)
+ABOVE = Parent(saga_id="above", step="trip", attempt=2, depth=3, above=(("year", "trip"),))
+HERE = (*ABOVE.above, ("test", "hotel"))
 TRAVELS: Trace = msgspec.structs.replace(
     TRACE, tracestate="vendor=1", baggage=(("tenant", "acme"),), sampled=False
 )
@@ -82,7 +83,12 @@ def test_a_start_says_whose_sub_saga_it_is_and_what_it_continues(trace: str) -> 
         tracestate="" if linked else "vendor=1",
         baggage={"tenant": "acme"},
         parent=Parent(
-            saga_id=SAGA_ID, step="hotel", attempt=1, depth=4, link=here if linked else ""
+            saga_id=SAGA_ID,
+            step="hotel",
+            attempt=1,
+            depth=4,
+            link=here if linked else "",
+            above=HERE,
         ),
     )
     assert (command.tracestate, command.baggage) == ("vendor=1", {"tenant": "acme"})
@@ -109,7 +115,9 @@ def test_a_sub_saga_that_is_called_back_is_told_why_each_time(
     first = only(run.tell(Cancel() if turned else Tick()).commands)
     told = msgspec.convert(first.payload, UndoRequest)
     assert (told.saga_id, told.attempt, told.reason) == (CHILD, 0, reason)
-    assert told.start.parent == Parent(saga_id=SAGA_ID, step="hotel", attempt=1, depth=4)
+    assert told.start.parent == Parent(
+        saga_id=SAGA_ID, step="hotel", attempt=1, depth=4, above=HERE
+    )
     assert (first.step, first.direction, first.attempt) == ("hotel", "action", 1)
     assert (first.id, first.tracestate) == (f"{SAGA_ID}:hotel:recall:1", "vendor=1")
     run.wait(timedelta(minutes=1))
@@ -143,6 +151,13 @@ def test_the_sub_saga_that_succeeded_is_undone_and_not_that_of_the_last_attempt(
     told = msgspec.convert(only(run.last.commands).payload, UndoRequest)
     assert run.known.step("hotel").attempt == 2
     assert (told.saga_id, told.start.saga_id) == (CHILD, CHILD)
+
+
+def test_a_sub_saga_of_which_nobody_knows_is_undone_by_its_last_attempt() -> None:
+    """It may not even have begun, and is told that it need not."""
+    run = parent()
+    told = msgspec.convert(only(run.tell(failed("hotel")).commands).payload, UndoRequest)
+    assert (told.saga_id, told.attempt, told.began) == (CHILD, 1, False)
 
 
 def test_what_is_asked_again_is_what_was_asked() -> None:
