@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
@@ -13,6 +15,8 @@ from orchestrator.core.messages import Message
 from orchestrator.ports import NOTHING_BEGUN, Change, Delivery, SagaRow
 from orchestrator.rooms import Floor, Shares
 from shared.claims import NO_PARTS
+
+NOTHING_UNREADABLE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +45,7 @@ class Batch:
         now: When they are decided.
         rows: The sagas as they are stored.
         floor: The room within their limits, where there are any.
+        unreadable: Sagas that cannot be read now, and why.
 
     Attributes:
         before: The same rows, whatever is added.
@@ -49,10 +54,15 @@ class Batch:
     """
 
     def __init__(
-        self, now: datetime, rows: dict[str, SagaRow], floor: Floor | None = None
+        self,
+        now: datetime,
+        rows: dict[str, SagaRow],
+        floor: Floor | None = None,
+        unreadable: Mapping[str, str] = NOTHING_UNREADABLE,
     ) -> None:
         self.now = now
         self.floor = floor
+        self.unreadable = unreadable
         self.before = dict(rows)
         self.rows = rows
         self.untraced: set[str] = set()

@@ -41,10 +41,12 @@ from orchestrator.rooms import GateView, Rooms
 from orchestrator.starts import Starts
 from orchestrator.sub_sagas import SubSagas
 from orchestrator.tracing import SagaTracing
+from orchestrator.unreadable import row_of
 from shared import codec
 from shared.claims import Claims
 from shared.clock import Clock
 from shared.errors import (
+    DecodeError,
     NotAllowed,
     PayloadStoreUnavailable,
     SagaError,
@@ -308,7 +310,7 @@ class Engine:
                 published=published,
             )
         # Asked after the decision and not before: the pivot may overtake a cancel.
-        row = self.store.load([saga_id]).get(saga_id)
+        row = row_of(self.store, saga_id)
         if row is None:
             raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
         self._refuse(row, message, wish)
@@ -352,13 +354,13 @@ class Engine:
         for delivery in deliveries:
             match delivery.message:
                 case StartRequest(parent=Parent()) as request:
-                    work += self._sub_sagas.start(request)
+                    work += self._between(request)
                 case StartRequest() as request:
                     letters += self._start_or_letter(request, delivery)
                 case EventArrived() as event:
                     letters += self._start_on(event, delivery)
                 case UndoRequest() as request:
-                    work += self._sub_sagas.undo(request)
+                    work += self._between(request)
                 case Undecodable(reason=reason):
                     letters.append(self._letter(reason, delivery))
                 case request:
@@ -378,7 +380,10 @@ class Engine:
             asked = intake.told(delivery.message, delivery, self._payload_bytes_max)
         except SagaError as error:
             return str(error)
-        row = self.store.load([asked.saga_id]).get(asked.saga_id)
+        try:
+            row = row_of(self.store, asked.saga_id)
+        except DecodeError as error:
+            return str(error)
         if row is None:
             return f"There is no saga {asked.saga_id!r}."
         return why_not(self.definition_of(row), row.state, asked.message)
@@ -482,6 +487,16 @@ class Engine:
         self.store.close()
 
     # Small parts ----------------------------------------------------------------------------
+
+    def _between(self, request: StartRequest | UndoRequest) -> list[Asked]:
+        """What a saga asks of its sub-saga; nothing where that cannot be read: it asks again."""
+        try:
+            if isinstance(request, UndoRequest):
+                return self._sub_sagas.undo(request)
+            return self._sub_sagas.start(request)
+        except DecodeError as error:
+            log.error("saga.unreadable", saga_id=request.saga_id, reason=str(error))  # noqa: TRY400 - told in one line
+            return []
 
     def _start_on(self, event: EventArrived, delivery: Delivery) -> list[DeadLetter]:
         requests = self.starts_of(event)

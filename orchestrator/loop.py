@@ -9,11 +9,13 @@ from datetime import timedelta
 from typing import Final
 
 import msgspec
+import structlog
 
 from orchestrator import intake, journal, metrics
-from orchestrator.batch import Asked, Batch
+from orchestrator.batch import NOTHING_UNREADABLE, Asked, Batch
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
+from orchestrator.core.events import Recorded
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import Message, Pause, Start, Tick
@@ -21,8 +23,11 @@ from orchestrator.outbox import Outbox
 from orchestrator.ports import NO_GATES, Change, DeadLetter, Gate, SagaRow, Store
 from orchestrator.rooms import NO_SHARES, Rooms
 from orchestrator.tracing import SagaTracing
+from orchestrator.unreadable import Aside, refusal
 from shared.clock import Clock
-from shared.errors import ConfigurationError, UnavailableError
+from shared.errors import ConfigurationError, DecodeError, UnavailableError
+
+log = structlog.get_logger("orchestrator")
 
 CONFLICTS_MAX: Final = 50
 """Times a change is decided anew because somebody else was faster, until something is wrong."""
@@ -65,6 +70,7 @@ class Loop:
         self._clock = clock
         self._limits = limits
         self._rooms = rooms
+        self._aside = Aside(store, self.definition_of)
 
     def advance(
         self, work: Sequence[Asked], letters: Sequence[DeadLetter] = ()
@@ -90,7 +96,7 @@ class Loop:
                 return changed, published
             batch = self._batch(work)
             refused = [letter for one in work if (letter := self._add(batch, one))]
-            letters = [*letters, *refused]
+            letters = [*letters, *refused, *self._aside.letters()]
             conflicts = self._commit(batch, letters)
             committed = [one for one in batch.changes() if one.row.saga_id not in conflicts]
             published &= self._follow(batch, committed, letters)
@@ -185,7 +191,7 @@ class Loop:
         """Export spans anew whose export was never confirmed; returns of how many sagas."""
         now = self._clock()
         saga_ids = self._store.claim_untraced(now, now + TRACE_RETRY, limit)
-        rows = self._store.load(saga_ids)
+        rows, _ = self._aside.load(saga_ids, now) if saga_ids else ({}, None)
         self._trace(list(rows.values()), whole=rows.keys())
         given_up = {
             one: row.trace_due_at
@@ -214,6 +220,9 @@ class Loop:
 
     def _add(self, batch: Batch, asked: Asked) -> DeadLetter | None:
         """Add a message's consequences to a batch; a refused one becomes a dead letter."""
+        if asked.saga_id in batch.unreadable:
+            reason = refusal(asked.saga_id, batch.unreadable[asked.saga_id])
+            return self._refuse(reason, asked)
         row = batch.rows.get(asked.saga_id)
         definition = self.definition_of(row) if row else asked.definition
         if definition is None:
@@ -244,11 +253,12 @@ class Loop:
 
     def _batch(self, work: Sequence[Asked], rows: dict[str, SagaRow] | None = None) -> Batch:
         now = self._clock()
+        unreadable = NOTHING_UNREADABLE
         if rows is None:
-            rows = self._store.load({one.saga_id for one in work})
+            rows, unreadable = self._aside.load({one.saga_id for one in work}, now)
         begun = [one.definition for one in work if one.definition and one.saga_id not in rows]
         definitions = [*map(self.definition_of, rows.values()), *begun]
-        return Batch(now, rows, self._rooms.floor(definitions, now))
+        return Batch(now, rows, self._rooms.floor(definitions, now), unreadable)
 
     def _decide(
         self, definition: Definition, row: SagaRow | None, message: Message, batch: Batch
@@ -314,9 +324,23 @@ class Loop:
             whole: Ids of those of which an earlier export, made when they got stuck, may be lost.
         """
         if rows:
-            histories = self._store.history([row.saga_id for row in rows])
-            for row in rows:
+            histories = self._histories(rows)
+            for row in (one for one in rows if one.saga_id in histories):
                 # Somebody else may have moved it on already: that is for their export to say.
                 history = histories[row.saga_id][: row.sequence]
                 again = row.saga_id in whole
                 self._tracing.ended(self.definition_of(row), row, history, whole=again)
+
+    def _histories(self, rows: Sequence[SagaRow]) -> dict[str, list[Recorded]]:
+        """The histories that can be read: a trace is not worth that the others are held up."""
+        try:
+            return self._store.history([row.saga_id for row in rows])
+        except DecodeError:
+            pass  # of one of them: which one is found out below
+        found: dict[str, list[Recorded]] = {}
+        for row in rows:
+            try:
+                found |= self._store.history([row.saga_id])
+            except DecodeError as error:
+                log.error("saga.history_unreadable", saga_id=row.saga_id, reason=str(error))  # noqa: TRY400 - told in one line
+        return found

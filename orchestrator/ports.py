@@ -230,7 +230,11 @@ class Store(Protocol):
     """
 
     def load(self, saga_ids: Collection[str]) -> dict[str, SagaRow]:
-        """The rows of these sagas; an unknown id is left out."""
+        """The rows of these sagas; an unknown id is left out.
+
+        Raises:
+            DecodeError: One of them cannot be read.
+        """
 
     def find_by_key(self, name: str, key: str) -> SagaRow | None:
         """The saga that has this business key."""
@@ -273,10 +277,14 @@ class Store(Protocol):
     def due(self, now: datetime, limit: int) -> list[str]:
         """Ids of active sagas whose `wake_at` has come, the longest overdue first."""
 
+    def postpone(self, saga_ids: Collection[str], until: datetime) -> None:
+        """Set the `wake_at` of active sagas, without reading them: they cannot be read now."""
+
     def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
         """Outbox rows last handed out before `before`, in any order; they now count as of `now`.
 
         Two callers at once get different rows. A row counts as handed out when it is committed.
+        One that cannot be read is left out and told of in the log; it comes again, minutes later.
         """
 
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:

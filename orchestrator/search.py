@@ -12,6 +12,7 @@ import msgspec
 
 from orchestrator.core.state import Phase, SagaState, Status, StepState
 from orchestrator.ports import SagaRow, Store
+from orchestrator.unreadable import readable
 
 PAGE_SAGAS: Final = 200
 
@@ -91,7 +92,7 @@ def find(store: Store, wanted: Filter) -> Iterator[SagaRow]:
             limit=PAGE_SAGAS,
             older=older,
         )
-        rows = store.load([one.saga_id for one in page])
+        rows, _ = readable(store, [one.saga_id for one in page])
         for one in page:
             row = rows.get(one.saga_id)
             # It may have moved on, or be gone, since the list was made.

@@ -186,6 +186,13 @@ class MemoryStore(Store):
             return [self.read_command(item.command) for item in claimed]
 
     @override
+    def postpone(self, saga_ids: Collection[str], until: datetime) -> None:
+        with self._lock:
+            for saga in (self._sagas[id_] for id_ in set(saga_ids) & self._sagas.keys()):
+                if not saga.row.state.status.final:
+                    saga.row = msgspec.structs.replace(saga.row, wake_at=until)
+
+    @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
         with self._lock:
             waiting = sorted(

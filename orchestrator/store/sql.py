@@ -6,17 +6,18 @@ SQLite there is one writer at a time.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 from typing_extensions import override
 
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded
 from orchestrator.core.limits import Limit
-from orchestrator.core.state import Status
+from orchestrator.core.state import ACTIVE, Status
 from orchestrator.ports import (
     NO_GATES,
     NOTHING_TRACED,
@@ -47,8 +48,14 @@ from orchestrator.store.tables import (
     SAGA_KEPT,
     SAGA_OUTBOX,
 )
+from shared.errors import DecodeError
 from shared.messages import Command
 from shared.sealing import ring
+
+UNREADABLE_AGAIN: Final = timedelta(minutes=2)
+"""How much later a command that cannot be read comes again."""
+
+log = structlog.get_logger("orchestrator")
 
 _SUMMARY: Final = tuple(column for column in SAGA.c if column.name != "state")
 _DUE: Final = (
@@ -360,13 +367,29 @@ class SqlStore(Store):
             sa.update(SAGA_OUTBOX)
             .where(SAGA_OUTBOX.c.id.in_(_picked(_UNPUBLISHED)))
             .values(handed_out_at=now)
-            .returning(SAGA_OUTBOX.c.command)
+            .returning(SAGA_OUTBOX.c.id, SAGA_OUTBOX.c.saga_id, SAGA_OUTBOX.c.command)
         )
+        found, unreadable = [], []
         with self.database.writing() as connection:
-            return [
-                rows.command_from(command)
-                for command in connection.execute(claim, asked).scalars()
-            ]
+            for row in connection.execute(claim, asked).all():
+                try:
+                    found.append(rows.command_from(row.command))
+                except DecodeError as error:
+                    unreadable.append(row.id)
+                    named = {"command_id": row.id, "saga_id": row.saga_id}
+                    log.error("outbox.unreadable", **named, reason=str(error))  # noqa: TRY400 - told in one line
+            if unreadable:
+                later = sa.update(SAGA_OUTBOX).where(SAGA_OUTBOX.c.id.in_(unreadable))
+                connection.execute(later.values(handed_out_at=now + UNREADABLE_AGAIN))
+        return found
+
+    @override
+    def postpone(self, saga_ids: Collection[str], until: datetime) -> None:
+        ids = rows.storable_ids(saga_ids)
+        active = SAGA.c.status.in_([status.value for status in ACTIVE])
+        later = sa.update(SAGA).where(SAGA.c.id.in_(ids), active).values(wake_at=until)
+        with self.database.writing() as connection:
+            connection.execute(later)
 
     @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:

@@ -566,6 +566,20 @@ class StoreContract:
         assert store.due(T0, 10) == ["same"]
         assert store.due(T0 + seconds(5), 10) == ["same", "moved"]
 
+    def test_a_saga_that_cannot_be_read_is_woken_later(self, store: Store) -> None:
+        """Its sequence stays; one that has ended is never woken."""
+        store.commit(
+            [
+                change(row("due", wake_at=T0)),
+                change(row("sleeps")),
+                change(row("ended", status=Status.COMPLETED)),
+            ]
+        )
+        store.postpone(["due", "sleeps", "ended", "unknown", "no\0id"], T0 + seconds(60))
+        assert store.due(T0 + seconds(59), 10) == []
+        assert sorted(store.due(T0 + seconds(60), 10)) == ["due", "sleeps"]
+        assert store.commit([change(row("due", 2))]) == frozenset()
+
     # Outbox ----------------------------------------------------------------------------------
 
     def test_commands_are_in_the_outbox_until_they_are_published(self, store: Store) -> None:
