@@ -90,6 +90,7 @@ class Coordinator:
         self._batch_messages_max = batch_messages_max
         self._rest_s = rest.total_seconds()
         self._stopping = stopping or threading.Event()
+        self._monotonic = monotonic
         self._broker = Dependency("broker", self._stopping, monotonic)
         self._store = Dependency("store", self._stopping, monotonic)
         chores: list[tuple[timedelta, _Work]] = [
@@ -126,9 +127,10 @@ class Coordinator:
             if deliveries:
                 self._handle(deliveries)
             backlog = len(deliveries) >= self._batch_messages_max
+            now = self._monotonic()
             for chore in self._chores:
                 if (
-                    chore.due(backlog=backlog)
+                    now >= chore.due_at(backlog=backlog)
                     and not self._stopping.is_set()
                     and not self._store.attempt(chore.run)
                 ):
@@ -145,7 +147,7 @@ class Coordinator:
 
     def _receive(self) -> list[Delivery]:
         received: list[Delivery] = []
-        until_timers = min(chore.remaining() for chore in self._chores)
+        until_timers = max(0.0, min([one.next_at for one in self._chores]) - self._monotonic())
 
         def receive() -> None:
             received.extend(self._engine.transport.receive(self._batch_messages_max, until_timers))
@@ -180,6 +182,9 @@ class _Chore:
         work: What to do.
         monotonic: Seconds since an arbitrary moment.
         patience: How much longer it may wait while there is a backlog of messages.
+
+    Attributes:
+        next_at: When it is to be done, as `monotonic` tells the time.
     """
 
     def __init__(
@@ -194,21 +199,18 @@ class _Chore:
         self._patience_s = patience.total_seconds()
         self._work = work
         self._monotonic = monotonic
-        self._next = monotonic()
+        self.next_at = monotonic()
 
-    def remaining(self) -> float:
-        return max(0.0, self._next - self._monotonic())
-
-    def due(self, *, backlog: bool) -> bool:
-        return self._monotonic() >= self._next + (self._patience_s if backlog else 0)
+    def due_at(self, *, backlog: bool) -> float:
+        return self.next_at + self._patience_s if backlog else self.next_at
 
     def run(self) -> None:
-        self._next = self._monotonic() + self._interval_s
+        self.next_at = self._monotonic() + self._interval_s
         match self._work():
             case timedelta() as wait:
-                self._next = min(self._next, self._monotonic() + wait.total_seconds())
+                self.next_at = min(self.next_at, self._monotonic() + wait.total_seconds())
             case True:
-                self._next = self._monotonic()
+                self.next_at = self._monotonic()
             case _:
                 pass
 
@@ -241,7 +243,8 @@ class Dependency:
                 self._away_since = self._monotonic()
                 log.error("dependency.unavailable", dependency=self._name, error=str(error))  # noqa: TRY400 - expected, and told in one line
             self._failures += 1
-            self._show(up=False)
+            if self._shown is not False:
+                self._show(up=False)
             wait = delay(RECONNECT, self._failures, self._name)
             self._stopping.wait(wait.total_seconds())
             return False
@@ -255,10 +258,10 @@ class Dependency:
             )
             catalog.RECONNECTS.add(1, {names.DEPENDENCY: self._name})
             self._failures = 0
-        self._show(up=True)
+        if self._shown is not True:
+            self._show(up=True)
         return True
 
     def _show(self, *, up: bool) -> None:
-        if up is not self._shown:
-            self._shown = up
-            catalog.DEPENDENCY_UP.set(int(up), {names.DEPENDENCY: self._name})
+        self._shown = up
+        catalog.DEPENDENCY_UP.set(int(up), {names.DEPENDENCY: self._name})

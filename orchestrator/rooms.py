@@ -166,6 +166,7 @@ class Rooms:
         self._counted: dict[str, tuple[datetime, str]] = {}
         self._limited_before = True
         self._seen: dict[tuple[str, int], Definition] = {}
+        self._in_force: dict[Gate, Limit] | None = None
 
     def floor(self, definitions: Iterable[Definition], now: datetime) -> Floor | None:
         """The room for sagas on these definitions; None where none of them has a limit."""
@@ -196,6 +197,7 @@ class Rooms:
             }
             self._limited[identity] = known
             self._seen[identity] = definition
+            self._in_force = None
         return known
 
     def gates(self) -> Mapping[Gate, Limit]:
@@ -298,15 +300,19 @@ class Rooms:
         return [one.saga_id for one in page]
 
     def _gates(self) -> dict[Gate, Limit]:
-        definitions = {(one.name, one.version): one.definition for one in self._catalog}
-        return {
-            (one.name, step): limit
-            for one in {**self._seen, **definitions}.values()
-            for step, limit in self.limits_of(one).items()
-        }
+        if self._in_force is None:
+            definitions = {(one.name, one.version): one.definition for one in self._catalog}
+            known = {**self._seen, **definitions}.values()
+            limits = {(one.name, one.version): self.limits_of(one) for one in known}
+            self._in_force = {
+                (name, step): limit
+                for (name, _), said in limits.items()
+                for step, limit in said.items()
+            }
+        return self._in_force
 
     def _refresh(self, now: datetime) -> None:
-        if self._read_at is not None and timedelta(0) <= now - self._read_at < CONTROLS_FOR:
+        if self._read_at is not None and self._read_at <= now < self._read_at + CONTROLS_FOR:
             return
         before = None if self._read_at is None else self._gates()
         self._read_at = now
@@ -319,7 +325,7 @@ class Rooms:
         known = {name for name in self._controls if _pause_in(self._controls[name])}
         self._pause_at |= dict.fromkeys(paused - known, now + RECOUNT_AFTER)
         self._controls = controls
-        self._limited = {}
+        self._limited, self._in_force = {}, None
         new = self._gates().keys() - (before or {}).keys()
         if before is None and new:
             # What was limited before this process began has been counted from the start.

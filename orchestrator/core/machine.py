@@ -57,6 +57,7 @@ from orchestrator.core.refusals import why_not
 from orchestrator.core.room import Room, lacking, less
 from orchestrator.core.state import Phase, SagaState, evolve
 from orchestrator.core.terms import (
+    DONE,
     IN_FLIGHT,
     attempts,
     cleared,
@@ -237,21 +238,25 @@ def _wanted_forward(definition: Definition, state: SagaState, now: datetime) -> 
     done = True
     for planned in definition.steps:
         step = state.step(planned.name)
-        if step.phase is Phase.SUCCEEDED:
+        if step.phase in DONE:
             continue
-        done = done and step.phase is Phase.SKIPPED
-        due = step.phase is Phase.RETRYING and step.due_at is not None and step.due_at <= now
-        ready = step.phase is Phase.PENDING and all(
-            is_done(definition, state, name) for name in planned.after
-        )
-        if (due or ready) and _has_room(planned, definition, state):
-            # One that an operator tries again may have been refused before its first attempt.
-            again = due and step.attempt
-            yield (
-                _dispatched(planned, state, "action", now)
-                if again
-                else _begun(planned, state, now)
-            )
+        done = False
+        match step.phase:
+            case Phase.PENDING:
+                ready = all(is_done(definition, state, name) for name in planned.after)
+                if ready and _has_room(planned, definition, state):
+                    yield _begun(planned, state, now)
+            case Phase.RETRYING:
+                due = step.due_at is not None and step.due_at <= now
+                if due and _has_room(planned, definition, state):
+                    # One that an operator tries again may have been refused before it began.
+                    yield (
+                        _dispatched(planned, state, "action", now)
+                        if step.attempt
+                        else _begun(planned, state, now)
+                    )
+            case _:
+                pass
     if done:
         yield SagaCompleted()
 

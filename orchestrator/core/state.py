@@ -484,13 +484,15 @@ def _because(state: SagaState, cause: Cause) -> SagaState:
 
 def _with_step(state: SagaState, name: str, **changes: Any) -> SagaState:
     step = _replace(state.step(name), **{"accepted": False, "recalled": False, **changes})
-    beats = state.beats
-    if name in beats:
-        beats = {other: beat for other, beat in beats.items() if other != name}
-    awaited = _still_awaited(state, name, step) if state.awaited else ()
-    return _with_status(
-        _replace(state, steps={**state.steps, name: step}, beats=beats, awaited=awaited)
-    )
+    changed: dict[str, Any] = {"steps": {**state.steps, name: step}}
+    if name in state.beats:
+        changed["beats"] = {other: beat for other, beat in state.beats.items() if other != name}
+    if state.awaited:
+        changed["awaited"] = _still_awaited(state, name, step)
+    state = _replace(state, **changed)
+    # Most events have nothing to do with it: no step was stuck before, and this one is not.
+    usual = state.status in {Status.RUNNING, Status.COMPENSATING} and not step.stuck
+    return state if usual else _with_status(state)
 
 
 def _still_awaited(state: SagaState, name: str, step: StepState) -> tuple[str, ...]:

@@ -62,6 +62,8 @@ def wake_at(
 
 def sub_sagas_undoing(definition: Definition, state: SagaState) -> frozenset[str]:
     """Steps whose sub-saga is being undone: that has no time-out, for it is asked until it is."""
+    if not definition.sub_sagas:
+        return frozenset()
     steps = [planned.name for planned in definition.sub_sagas]
     return frozenset(name for name in steps if state.step(name).phase is Phase.UNDOING)
 

@@ -35,7 +35,7 @@ from orchestrator.store.definitions import check_same
 from shared.messages import Command
 
 
-class _Saga(msgspec.Struct):
+class Stored(msgspec.Struct):
     """A saga; what `MemoryStore.keep` makes of its state, its events and its commands."""
 
     row: SagaRow
@@ -95,7 +95,7 @@ class MemoryStore(Store):
         self._lock = RLock()
         self._before_commit = before_commit
         self._after_commit = after_commit
-        self._sagas: dict[str, _Saga] = {}
+        self._sagas: dict[str, Stored] = {}
         self._keys: dict[tuple[str, str | None], str] = {}
         self._kept: dict[str, str] = {}
         self._outbox: dict[str, _Unpublished] = {}
@@ -394,16 +394,7 @@ class MemoryStore(Store):
                     (item.committed_at for item in self._outbox.values()), default=None
                 ),
                 dead_letters=len(self._dead_letters),
-                awaiting_room={
-                    gate: sum(one.waits_at(gate) for one in self._slots.values())
-                    for gate in self._known_gates()
-                },
-                paused=frozenset(name for name, _, kind in self._controls if kind == "pause"),
             )
-
-    def _known_gates(self) -> set[Gate]:
-        said = {(name, step) for name, step, kind in self._controls if kind == "limit"}
-        return {*self._gates, *said}
 
     @override
     def check(self) -> None:
@@ -461,7 +452,7 @@ class MemoryStore(Store):
             return False
         return state.key is None or self._keys.get(_identity(state), row.saga_id) == row.saga_id
 
-    def _apply(self, change: Change, after: _Saga) -> bool:
+    def _apply(self, change: Change, after: Stored) -> bool:
         """Apply one change; False if someone else has changed the saga."""
         row, state = change.row, change.row.state
         before = self._sagas.get(row.saga_id)
@@ -484,18 +475,18 @@ class MemoryStore(Store):
             self._outbox.setdefault(command_id, known)
         return True
 
-    def _prepared(self, change: Change) -> _Saga:
+    def _prepared(self, change: Change) -> Stored:
         if not change.expected_sequence:
             rows.require_storable(change.row.saga_id, "The saga id")
             rows.require_storable(change.row.state.key, "The business key")
-        return _Saga(
+        return Stored(
             row=change.row,
             state=self.keep(change.row.state),
             history=[(one.sequence, one.at, self.keep(one.event)) for one in change.events],
             commands={command.id: self.keep(command) for command in change.commands},
         )
 
-    def _row(self, saga: _Saga) -> SagaRow:
+    def _row(self, saga: Stored) -> SagaRow:
         return msgspec.structs.replace(saga.row, state=self.read_state(saga.state))
 
 

@@ -57,8 +57,14 @@ class Held(msgspec.Struct, Generic[T], frozen=True):
     item: T
 
 
-class _Queue(Generic[T]):
-    """One queue with faults; times are seconds since the broker began."""
+class Queue(Generic[T]):
+    """One queue with faults; times are seconds since the broker began.
+
+    Args:
+        random: Decides how hard a fault strikes.
+        faults: How often.
+        fires: Says whether one strikes now.
+    """
 
     def __init__(self, random: Random, faults: Faults, fires: "_Fires") -> None:
         self.faults = faults
@@ -172,8 +178,8 @@ class MemoryBroker:
         self._advanced = 0.0
         self._clock = clock or (lambda: self._advanced)
         self.events: list[Command] = []
-        self._commands: _Queue[Command] = self._queue()
-        self._inbound: _Queue[InboundMessage] = self._queue()
+        self._commands: Queue[Command] = self._queue()
+        self._inbound: Queue[InboundMessage] = self._queue()
 
     @property
     def elapsed(self) -> timedelta:
@@ -298,8 +304,8 @@ class MemoryBroker:
         """An orchestrator that held these messages is gone; what it settled stays settled."""
         self._inbound.give_back(receipts)
 
-    def _queue(self) -> _Queue[Any]:
-        return _Queue(self._random, self._faults, self._fires)
+    def _queue(self) -> Queue[Any]:
+        return Queue(self._random, self._faults, self._fires)
 
     def _fires(self, fault: str, chance: float) -> bool:
         fires = self._chance_fires(fault, chance)

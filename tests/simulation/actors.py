@@ -58,10 +58,12 @@ SIGNS_OF_LIFE: Final = 3
 TRIES: Final = 4
 BATCH_MAX: Final = 20
 
-_REFUSAL: Final = Failure(kind="Refused", message="no", retryable=False)
-_BROKEN: Final = Failure(kind="Broken", message="no route to host")
 _UNHEARD: Final = Failure(kind=TASK_UNKNOWN, message="not deployed", retryable=False)
-_FOR_GOOD: Final = Failure(kind="Never", message="a bug", retryable=False)
+_OUTCOMES: Final[dict[str, Rejected | Failed]] = {
+    "reject": Rejected(failure=Failure(kind="Refused", message="no", retryable=False)),
+    "fail": Failed(failure=Failure(kind="Broken", message="no route to host")),
+    "fail for good": Failed(failure=Failure(kind="Never", message="a bug", retryable=False)),
+}
 
 
 class SimulatedTracing(SagaTracing):
@@ -83,7 +85,22 @@ class SimulatedEngine(Engine):
     @override
     def handle(self, deliveries: Sequence[Delivery]) -> None:
         super().handle(deliveries)
-        self.transport.handled.update(each.receipt for each in deliveries)
+        self.transport.handled.update([each.receipt for each in deliveries])
+
+    @override
+    def settle(self) -> None:
+        self.transport.does("settle")
+        super().settle()
+
+    @override
+    def republish(self, older_than: timedelta, limit: int) -> int:
+        self.transport.does("republish")
+        return super().republish(older_than, limit)
+
+    @override
+    def retrace(self, limit: int) -> int:
+        self.transport.does("retrace")
+        return super().retrace(limit)
 
 
 class Forever:
@@ -333,7 +350,7 @@ class Participant(Process):
         """Run an attempt."""
         self._number += 1
         self._held.add(held.receipt)
-        latency = self.world.random.uniform(0, LATENCY_S)
+        latency = self.world.random.random() * LATENCY_S
         self.spawn(f"{self.name}/{self._number}", lambda: self._execute(held), latency)
 
     @override
@@ -357,7 +374,7 @@ class Participant(Process):
             outcome: Outcome = Rejected(failure=_UNHEARD)
         else:
             outcome = world.database.run(command, self._work)
-        world.io("reply")
+        world.io("reply", holds=True)
         reply = Reply(
             saga_id=command.saga_id,
             step=command.step,
@@ -365,8 +382,8 @@ class Participant(Process):
             attempt=command.attempt,
             outcome=outcome,
         )
-        force = world.chaos.draw("accept")
-        if force is not None and not isinstance(outcome, Accepted):
+        accepted = world.chaos.draw("accept")
+        if accepted is not None and not isinstance(outcome, Accepted):
             reply = msgspec.structs.replace(reply, outcome=Accepted())
         if world.record:
             world.note(f"replies {type(reply.outcome).__name__} to {command.id}")
@@ -374,8 +391,8 @@ class Participant(Process):
         world.io("acknowledge a command")
         world.broker.settle_command(held)
         self._held.discard(held.receipt)
-        if force is not None and not isinstance(outcome, Accepted):
-            self._complete(command, outcome, force * SLOW_MAX_S)
+        if accepted is not None and not isinstance(outcome, Accepted):
+            self._complete(command, outcome, accepted.force * SLOW_MAX_S)
 
     def _is_unheard(self, command: Command) -> bool:
         """Whether no worker knows the task yet: it is so for every copy of an attempt."""
@@ -396,26 +413,22 @@ class Participant(Process):
 
     def _work(self, command: Command, undo: Any) -> Outcome:
         world, chaos = self.world, self.world.chaos
-        world.io(command.task)
+        world.io(command.task, holds=True)
         chaos.subject = command.saga_id
-        force = chaos.draw("slow")
-        if force is not None:
-            world.note(f"{command.id} takes {force * SLOW_MAX_S:.1f} s")
+        if (slow := chaos.draw("slow")) is not None:
+            takes = slow.force * SLOW_MAX_S
+            world.note(f"{command.id} takes {takes:.1f} s")
             for _ in range(SIGNS_OF_LIFE):
-                world.scheduler.sleep(force * SLOW_MAX_S / SIGNS_OF_LIFE)
+                world.scheduler.sleep(takes / SIGNS_OF_LIFE)
                 world.send(_alive(command))
             chaos.subject = command.saga_id
-        if command.direction == "action" and chaos.strikes("reject"):
-            return Rejected(failure=_REFUSAL)
-        if chaos.strikes("fail"):
-            return Failed(failure=_BROKEN)
-        if chaos.strikes("fail for good"):
-            return Failed(failure=_FOR_GOOD)
-        world.io("commit the step")
-        if command.direction == "compensation":
-            return Succeeded()
+        forward = command.direction == "action"
+        ill = chaos.draw("outcome") if forward else chaos.draw("outcome", "reject")
+        if ill is not None:
+            return _OUTCOMES[ill.kind]
+        world.io("commit the step", holds=True)
         token = command.id
-        return Succeeded(output={"done": token}, undo=token)
+        return Succeeded(output={"done": token}, undo=token) if forward else Succeeded()
 
 
 def _alive(command: Command) -> HeartbeatRequest:

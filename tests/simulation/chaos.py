@@ -5,7 +5,8 @@ part of its faults only; that is how the shortest trace is found (`shrink`).
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from random import Random
 from typing import Final, NamedTuple
 
@@ -40,7 +41,14 @@ CHANCES: Final[Mapping[str, float]] = {
 }
 """How often each kind strikes when it is asked about, in a run of the usual mood."""
 
-AT_CALLS: Final = ("crash", "pause", "stall")
+TOGETHER: Final[Mapping[str, tuple[str, ...]]] = {
+    "call": ("crash", "pause", "stall"),
+    "message": ("lose", "duplicate", "delay", "reorder"),
+    "commit": ("fail before commit", "fail after commit"),
+    "outcome": ("reject", "fail", "fail for good"),
+}
+"""Kinds of which at most one strikes at a time: one draw for all of them, since so many are made."""
+
 MOODS: Final = (0.0, 0.3, 1.0, 1.0, 3.0)
 
 
@@ -79,10 +87,17 @@ class Chaos:
     def __init__(self, seed: int, only: frozenset[Fault] | None = None) -> None:
         random = Random(f"{seed}:faults")
         # Some kinds never, others thrice as often: a run that has all of it gets nowhere.
-        self._chances = {kind: p * random.choice(MOODS) for kind, p in CHANCES.items()}
-        self._call_chance = sum(self._chances[kind] for kind in AT_CALLS)
+        chances = {kind: p * random.choice(MOODS) for kind, p in CHANCES.items()}
+        alone: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in CHANCES}
+        self._kinds = {
+            question: [(kind, chances[kind]) for kind in kinds]
+            for question, kinds in {**alone, **TOGETHER}.items()
+        }
+        self._chances = {
+            question: sum(chance for _, chance in kinds) for question, kinds in self._kinds.items()
+        }
         self._random = random.random
-        self._asked: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._asked: defaultdict[tuple[str, str], Iterator[int]] = defaultdict(lambda: count(1))
         self._only: dict[tuple[str, str, int], Fault] | None = None
         if only is not None:
             self._only = {(_question(one.kind), one.subject, one.number): one for one in only}
@@ -90,54 +105,40 @@ class Chaos:
         self.calm = False
         self.fired: list[Fault] = []
 
-    def draw(self, kind: str) -> float | None:
-        """How hard a fault of this kind strikes now, from 0 to 1; None when it does not."""
+    def draw(self, question: str, *impossible: str) -> Fault | None:
+        """The fault that strikes now, or none.
+
+        Args:
+            question: A kind, or a group of `TOGETHER`.
+            impossible: Kinds of the group that make no difference here.
+        """
         if self.calm:
             return None
-        asked = (kind, self.subject)
-        number = self._asked[asked] = self._asked[asked] + 1
+        asked = (question, self.subject)
+        number = next(self._asked[asked])
         if self._only is not None:
             fault = self._only.get((*asked, number))
         else:
-            drawn, chance = self._random(), self._chances[kind]
-            fault = Fault(*asked, number, drawn / chance) if drawn < chance else None
-        if fault is None:
+            drawn = self._random()
+            if drawn >= self._chances[question]:
+                return None
+            fault = self._drawn(question, number, drawn)
+        if fault is None or fault.kind in impossible:
             return None
         self.fired.append(fault)
-        return fault.force
+        return fault
 
     def strikes(self, kind: str) -> bool:
         """Whether a fault of this kind strikes now."""
         return self.draw(kind) is not None
 
-    def at_call(self, process: str) -> Fault | None:
-        """What happens before a call of a process: it dies, pauses or stalls, or nothing.
-
-        One draw for all three, since it is made so often.
-        """
-        if self.calm:
-            return None
-        asked = ("call", process)
-        number = self._asked[asked] = self._asked[asked] + 1
-        if self._only is not None:
-            fault = self._only.get((*asked, number))
-        else:
-            drawn = self._random()
-            if drawn >= self._call_chance:
-                return None
-            fault = self._chosen(process, number, drawn)
-        if fault is not None:
-            self.fired.append(fault)
-        return fault
-
-    def _chosen(self, process: str, number: int, drawn: float) -> Fault | None:
-        for kind in AT_CALLS:
-            chance = self._chances[kind]
+    def _drawn(self, question: str, number: int, drawn: float) -> Fault | None:
+        for kind, chance in self._kinds[question]:
             if drawn < chance:
-                return Fault(kind, process, number, drawn / chance)
+                return Fault(kind, self.subject, number, drawn / chance)
             drawn -= chance
         return None
 
 
 def _question(kind: str) -> str:
-    return "call" if kind in AT_CALLS else kind
+    return next((group for group, kinds in TOGETHER.items() if kind in kinds), kind)

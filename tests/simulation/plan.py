@@ -84,9 +84,8 @@ def make_plan(seed: int, chaos: Chaos) -> Plan:
         if key and chaos.strikes("start twice"):
             other = "client-2" if by == "client-1" else "client-1"
             starts.append(start._replace(by=other))  # type: ignore[arg-type]  # likewise
-        force = chaos.draw("cancel")
-        if force is not None:
-            at = start.at + force**3 * CALM_AFTER_S[0]
+        if (fault := chaos.draw("cancel")) is not None:
+            at = start.at + fault.force**3 * CALM_AFTER_S[0]
             cancels.append(Cancel(number, at, random.choice(("client-1", "client-2", "message"))))
         if chaos.strikes("operate"):
             asks += _operations(random, start)

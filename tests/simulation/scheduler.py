@@ -29,31 +29,31 @@ class Actor:
         name: For the trace.
         owner: Whose it is.
         error: What ended it, if that was neither its own end nor a kill.
+        ticket: Of the last call that wakes it; those before it do not any more.
+        doomed: It is to end where it stands.
+        ended: It will not run again.
+        greenlet: Runs it; None until it has begun.
     """
 
-    def __init__(
-        self, name: str, body: Callable[[], None], hub: greenlet.greenlet, owner: Any
-    ) -> None:
+    def __init__(self, name: str, body: Callable[[], None], owner: Any) -> None:
         self.name = name
         self.owner = owner
         self.error: BaseException | None = None
         self.ticket = 0
         self.doomed = False
-        self.greenlet = greenlet.greenlet(self._run, hub)
+        self.ended = False
+        self.greenlet: greenlet.greenlet | None = None
         self._body = body
 
-    @property
-    def ended(self) -> bool:
-        """Whether it will not run again."""
-        return bool(self.greenlet.dead)
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Run it to its end; called in a greenlet."""
         try:
             self._body()
         except Killed:
             pass
         except BaseException as error:  # noqa: BLE001 - shown by the simulation as its finding
             self.error = error
+        self.ended = True
 
 
 class Scheduler:
@@ -68,6 +68,7 @@ class Scheduler:
         self.now = 0.0
         self.current: Actor | None = None
         self._hub = greenlet.getcurrent()
+        self._idle: list[greenlet.greenlet] = []
         self._entries: list[tuple[float, int, Actor | Callable[[], None], int]] = []
         self._actors: list[Actor] = []
         self._number = 0
@@ -77,7 +78,7 @@ class Scheduler:
         self, name: str, body: Callable[[], None], *, owner: Any, after: float = 0.0
     ) -> Actor:
         """Let something run, from some seconds on."""
-        actor = Actor(name, body, self._hub, owner)
+        actor = Actor(name, body, owner)
         self._push(after, actor, actor.ticket)
         self._actors.append(actor)
         return actor
@@ -122,9 +123,10 @@ class Scheduler:
         self._running().doomed = True
         raise Killed
 
-    def next_at(self) -> float | None:
-        """When the next actor runs."""
-        return self._entries[0][0] if self._entries else None
+    @property
+    def idle(self) -> bool:
+        """Whether nothing will ever happen."""
+        return not self._entries
 
     def step(self) -> None:
         """Let the next actor run until it lets go.
@@ -141,12 +143,15 @@ class Scheduler:
             what()
         elif ticket == what.ticket and not what.ended:
             self.current = what
-            if not what.doomed:
+            if what.doomed:
+                self._end(what, Killed)
+            elif what.greenlet is None:
+                # One that has ended another actor is used again: to make one takes ten times as
+                # long as to switch to it.
+                what.greenlet = self._idle.pop() if self._idle else self._new_greenlet()
+                what.greenlet.switch(what)
+            else:
                 what.greenlet.switch()
-            elif what.greenlet:
-                what.greenlet.throw(Killed)
-            else:  # it has never run
-                what.greenlet.throw(greenlet.GreenletExit)
             self.current = None
             if what.error is not None:
                 raise what.error
@@ -156,10 +161,28 @@ class Scheduler:
         for actor in self._actors:
             while not actor.ended:
                 self.current, actor.doomed = actor, True
-                actor.greenlet.throw(greenlet.GreenletExit)
+                self._end(actor, greenlet.GreenletExit)
         self.current = None
+        for idle in self._idle:
+            idle.throw(greenlet.GreenletExit)
+        self._idle.clear()
         self._actors.clear()
         self._entries.clear()
+
+    def _end(self, actor: Actor, reason: type[BaseException]) -> None:
+        if actor.greenlet is None:
+            actor.ended = True
+        else:
+            actor.greenlet.throw(reason)
+
+    def _new_greenlet(self) -> greenlet.greenlet:
+        def run(actor: Actor) -> None:
+            while True:
+                actor.run()
+                self._idle.append(greenlet.getcurrent())
+                actor = self._hub.switch()
+
+        return greenlet.greenlet(run, self._hub)
 
     def _push(self, after: float, what: "Actor | Callable[[], None]", ticket: int) -> None:
         self._number += 1

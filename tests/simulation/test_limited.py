@@ -26,7 +26,7 @@ from tests.simulation.actors import Plants
 from tests.simulation.definitions import KINDS, random_saga
 from tests.simulation.plan import Plan, Start
 from tests.simulation.run import Run, silence
-from tests.simulation.world import SimulatedStore
+from tests.simulation.world import Dues, SimulatedStore
 
 SEEDS: Final = 12
 waited: Counter[Gate] = Counter()
@@ -106,10 +106,11 @@ class WatchedStore(SimulatedStore):
                 self._world.problems.append(f"{held[gate]} at {gate}, stored {crowds[gate]}")
 
     @override
-    def look_when_due(self, but: Collection[str] = ()) -> float:
+    def look_when_due(self, but: Collection[str] = ()) -> Dues:
         # Whoever waits for room has no timer: the orchestrators look again and again.
         waits = any(slot.waiting for held in self._slots.values() for slot in held.slots)
-        return 0.0 if waits else super().look_when_due(but)
+        dues = super().look_when_due(but)
+        return dues._replace(timers=0.0) if waits else dues
 
 
 def test_limits_hold_and_all_sagas_end_whatever_crashes() -> None:

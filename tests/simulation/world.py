@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from heapq import heappush
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from typing_extensions import override
 
+from orchestrator.coordinator import RETRACE_INTERVAL, SETTLE_INTERVAL, SWEEP_INTERVAL
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded, about, tag_of
 from orchestrator.core.limits import Limit
@@ -22,13 +24,14 @@ from orchestrator.ports import (
     Gate,
     SagaRow,
 )
-from orchestrator.store.memory import MemoryStore
+from orchestrator.store.memory import MemoryStore, Stored
 from orchestrator.transport.memory import (
     Faults,
     Held,
     InboundMessage,
     MemoryBroker,
     MemoryTransport,
+    Queue,
 )
 from shared.errors import UnavailableError
 from shared.messages import Command, Reply, Request, Succeeded
@@ -38,7 +41,7 @@ from shared.telemetry.setup import ExportedSpan
 from shared.telemetry.spans import SpanRecord
 from tests.core.builders import T0
 from tests.simulation.barrier import Database
-from tests.simulation.chaos import Chaos
+from tests.simulation.chaos import Chaos, Fault
 from tests.simulation.scheduler import Actor, Scheduler
 
 PAUSE_MAX_S: Final = 0.03
@@ -49,8 +52,13 @@ JUMP_MAX_S: Final = 120.0
 LATENCY_S: Final = 0.002
 EXPORT_S: Final = 0.2
 _MOVING: Final = {Status.RUNNING, Status.COMPENSATING}
-DELAY_MAX: Final = timedelta(seconds=8)
-SETTLE_S: Final = 1.0
+DELAY_MAX_S: Final = 8.0
+AT_ONCE: Final = 0.3
+CHORES_S: Final = {
+    "settle": SETTLE_INTERVAL.total_seconds(),
+    "republish": SWEEP_INTERVAL.total_seconds(),
+    "retrace": RETRACE_INTERVAL.total_seconds(),
+}
 REPUBLISH_AFTER: Final = timedelta(seconds=5)
 
 
@@ -87,13 +95,7 @@ class World:
         self.as_json = as_json
         self.random = Random(f"{seed}:schedule")
         self.scheduler = Scheduler()
-        self.broker = SimulatedBroker(
-            self.random,
-            Faults(delay_max=DELAY_MAX),
-            fires=lambda kind, _chance: self.chaos.strikes(kind),
-            clock=lambda: self.scheduler.now,
-        )
-        self.broker.as_json = as_json
+        self.broker = SimulatedBroker(self, as_json=as_json)
         self.store = store(self)
         self.database = database(self.scheduler)
         self.spans: dict[str, dict[str, SpanRecord]] = {}
@@ -109,14 +111,20 @@ class World:
         self.record = record
         self.trace: list[str] = []
 
-    def io(self, call: str) -> None:
-        """A process is about to make a call: here it can die, or lose its turn."""
+    def io(self, call: str, *, holds: bool = False) -> None:
+        """A process is about to make a call: here it can die, or lose its turn.
+
+        Args:
+            call: What it calls.
+            holds: It has read, locked or promised something that others may race for: only then
+                does it make a difference who is next, and only then does it pause.
+        """
         actor = self.scheduler.current
         if actor is None or self.chaos.calm:
             return
         process: Process = actor.owner
         self.chaos.subject = process.name
-        fault = self.chaos.at_call(process.name)
+        fault = self.chaos.draw("call") if holds else self.chaos.draw("call", "pause")
         if fault is None:
             return
         if fault.kind == "crash":
@@ -137,14 +145,19 @@ class World:
     def send(self, message: Request, task_id: str = "") -> None:
         """Send a message to the orchestrators; a success that is not lost has to be known."""
         self.chaos.subject = getattr(message, "saga_id", None) or task_id
-        lost = self.broker.faults_fired["lose"]
+        lost = self.broker.lost
         self.broker.send(message, task_id)
-        arrived = self.broker.faults_fired["lose"] == lost
+        arrived = self.broker.lost == lost
         if isinstance(message, Reply):
             self.sent.append(message)
             succeeded = isinstance(message.outcome, Succeeded)
             if arrived and succeeded and message.direction == "action":
                 self.successes.add((message.saga_id, message.step))
+
+    def forget(self) -> None:
+        """Let go of everything: it hangs together in cycles, and to find them takes its time."""
+        for part in (self.store, self.broker, self.database, self.scheduler, self):
+            vars(part).clear()
 
     def note(self, text: str) -> None:
         """Write a line into the trace."""
@@ -169,10 +182,15 @@ class Process:
         self.offset_s = 0.0
         self.life = 0
         self.actors: list[Actor] = []
+        self._seconds = 0.0
+        self._time = T0
 
     def clock(self) -> datetime:
         """The time, as this process sees it."""
-        return T0 + timedelta(seconds=self.world.scheduler.now + self.offset_s)
+        seconds = self.world.scheduler.now + self.offset_s
+        if seconds != self._seconds:  # asked again and again at one moment
+            self._seconds, self._time = seconds, T0 + timedelta(seconds=seconds)
+        return self._time
 
     def monotonic(self) -> float:
         """Seconds; no clock jumps here."""
@@ -199,7 +217,7 @@ class Process:
         """What others notice of its death."""
 
     def has_chores(self) -> bool:
-        """Whether it wants to look after something soon, whatever is due in the store."""
+        """Whether it wants to settle something soon, whatever is due in the store."""
         return False
 
 
@@ -209,21 +227,92 @@ class PlainReply(InboundMessage, frozen=True, kw_only=True):
     reply: Reply
 
 
+class SimulatedQueue(Queue[Any]):
+    """A queue in memory; a delayed message is an entry of the scheduler."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.random, Faults(), lambda _kind, _chance: False)
+        self.lost = 0
+        self._world = world
+
+    @override
+    def put(self, item: Any, now: float) -> None:
+        fault = self._world.chaos.draw("message") if self._ready else self._draw("reorder")
+        if fault is None:
+            self._ready.append(item)
+        elif fault.kind == "lose":
+            self.lost += 1
+        elif fault.kind == "duplicate":
+            for _ in range(2):
+                self._deliver(item, now, self._draw("lose", "duplicate", "reorder"))
+        else:
+            self._deliver(item, now, fault)
+
+    def _draw(self, *impossible: str) -> Fault | None:
+        return self._world.chaos.draw("message", *impossible)
+
+    def _deliver(self, item: Any, now: float, fault: Fault | None) -> None:
+        if fault is None:
+            self._ready.append(item)
+        elif fault.kind == "delay":
+            wait = fault.force * DELAY_MAX_S
+            self._number += 1
+            heappush(self._later, (now + wait, self._number, item))
+            self._world.scheduler.later(wait, lambda: self.due(self._world.scheduler.now))
+        else:
+            self._ready.insert(self._random.randrange(len(self._ready)), item)
+
+
 class SimulatedBroker(MemoryBroker):
     """The broker in memory.
 
-    Attributes:
+    Args:
+        world: Where it is.
         as_json: Whether replies travel as JSON.
     """
 
-    as_json = True
+    def __init__(self, world: World, *, as_json: bool) -> None:
+        self._world = world
+        self._as_json = as_json
+        self._lossy: list[SimulatedQueue] = []
+        super().__init__(
+            world.random,
+            fires=lambda kind, _chance: world.chaos.strikes(kind),
+            clock=lambda: world.scheduler.now,
+        )
+
+    @property
+    def lost(self) -> int:
+        """How many messages to the orchestrators were lost."""
+        return self._lossy[1].lost
+
+    @override
+    def _queue(self) -> SimulatedQueue:
+        queue = SimulatedQueue(self._world)
+        self._lossy.append(queue)  # the commands', and then the one to the orchestrators
+        return queue
 
     @override
     def send(self, message: Request, task_id: str = "") -> None:
-        if self.as_json or not isinstance(message, Reply):
+        if self._as_json or not isinstance(message, Reply):
             super().send(message, task_id)
         else:
             self.send_raw(PlainReply(task=REPLY_TASK, task_id=task_id, body=b"", reply=message))
+
+
+class Dues(NamedTuple):
+    """When what a store holds is due, in seconds since the beginning; infinite for nothing."""
+
+    timers: float
+    traces: float
+    outbox: float
+
+
+NEVER: Final = float("inf")
+
+
+def _earliest(times: Sequence[datetime]) -> float:
+    return (min(times) - T0).total_seconds() if times else NEVER
 
 
 class SimulatedStore(MemoryStore):
@@ -234,16 +323,19 @@ class SimulatedStore(MemoryStore):
         if not world.as_json:
             self.keep = self.read_state = self.read_event = self.read_command = _same
         self._world = world
+        self._plain = not world.as_json
         self.sent: set[str] = set()
         """Ids of commands that are committed."""
         self.moving: set[str] = set()
         """Ids of sagas that neither have ended nor are stuck."""
         self.asking: set[str] = set()
         """Ids of sagas that ask their sub-sagas how they ended, or are paused."""
+        self.commits = 0
         self.conflicts = 0
         self.beaten: list[str] = []
         """Sagas with signs of life, which leave no event: an id for each."""
-        self._next_due: float | None = None
+        self._dues: Dues | None = None
+        self._everything: tuple[int, dict[str, tuple[SagaRow, list[Recorded]]]] | None = None
         self._definitions_kept: dict[tuple[str, int], Definition] = {}
 
     @override
@@ -253,12 +345,12 @@ class SimulatedStore(MemoryStore):
 
     @override
     def find_by_key(self, name: str, key: str) -> SagaRow | None:
-        self._reads("find by key")
+        self._reads("find by key", holds=True)
         return super().find_by_key(name, key)
 
     @override
     def history(self, saga_ids: Collection[str]) -> dict[str, list[Recorded]]:
-        self._reads("history")
+        self._reads("history", holds=True)
         return super().history(saga_ids)
 
     @override
@@ -279,7 +371,7 @@ class SimulatedStore(MemoryStore):
         self._reads("claim unpublished")
         if not self._due_by(now):
             return []
-        self._next_due = None
+        self._dues = None
         return super().claim_unpublished(before, now, limit)
 
     @override
@@ -287,7 +379,7 @@ class SimulatedStore(MemoryStore):
         self._reads("claim untraced")
         if not self._due_by(now):
             return []
-        self._next_due = None
+        self._dues = None
         return super().claim_untraced(now, until, limit)
 
     @override
@@ -302,8 +394,9 @@ class SimulatedStore(MemoryStore):
         gates: Mapping[Gate, Limit] = NO_GATES,
     ) -> frozenset[str]:
         world = self._world
-        world.io("commit")
-        if world.chaos.strikes("fail before commit"):
+        world.io("commit", holds=True)
+        fault = world.chaos.draw("commit")
+        if fault and fault.kind == "fail before commit":
             world.note("the store breaks, nothing is committed")
             raise UnavailableError("The simulated store is away.")
         conflicts = super().commit(
@@ -314,7 +407,8 @@ class SimulatedStore(MemoryStore):
             together=together,
             gates=gates,
         )
-        self._next_due = None
+        self._dues = None
+        self.commits += 1
         for change in changes:
             if change.row.saga_id in conflicts:
                 self.conflicts += 1
@@ -334,20 +428,20 @@ class SimulatedStore(MemoryStore):
             if world.record:
                 world.note(f"commits {change.row.saga_id}: {_in_words(change.events)}")
         world.reconsider()
-        if world.chaos.strikes("fail after commit"):
+        if fault and fault.kind == "fail after commit":
             world.note("the store breaks, all is committed")
             raise UnavailableError("The simulated store is away.")
         return conflicts
 
-    def next_due(self) -> float:
-        """When, in seconds since the beginning, something in here is due."""
-        if self._next_due is None:
-            self._next_due = self.look_when_due()
-        return self._next_due
+    def dues(self) -> "Dues":
+        """When something in here is due."""
+        if self._dues is None:
+            self._dues = self.look_when_due()
+        return self._dues
 
     def _due_by(self, now: datetime) -> bool:
         """Whether anything at all can be due then: mostly nothing is, and that is known."""
-        return self.next_due() <= (now - T0).total_seconds()
+        return min(self.dues()) <= (now - T0).total_seconds()
 
     def only_asks(self, state: SagaState) -> bool:
         """Whether a saga does nothing by itself any more but ask its sub-sagas again."""
@@ -355,25 +449,44 @@ class SimulatedStore(MemoryStore):
         assert definition is not None
         return wake_at(definition, msgspec.structs.replace(state, inquiries={})) is None
 
-    def look_when_due(self, but: Collection[str] = ()) -> float:
-        """As `next_due`, leaving the timers of some sagas out."""
-        times = [
-            saga.row.wake_at
-            for saga_id, saga in self._sagas.items()
-            if saga.row.wake_at and saga_id not in but
-        ]
-        times += [saga.row.trace_due_at for saga in self._sagas.values() if saga.row.trace_due_at]
-        times += [item.handed_out_at + REPUBLISH_AFTER for item in self._outbox.values()]
-        return (min(times) - T0).total_seconds() if times else float("inf")
+    def look_when_due(self, but: Collection[str] = ()) -> "Dues":
+        """As `dues`, leaving the timers of some sagas out."""
+        rows = [saga.row for saga in self._sagas.values()]
+        return Dues(
+            _earliest([row.wake_at for row in rows if row.wake_at and row.saga_id not in but]),
+            _earliest([row.trace_due_at for row in rows if row.trace_due_at]),
+            _earliest([item.handed_out_at for item in self._outbox.values()])
+            + REPUBLISH_AFTER.total_seconds(),
+        )
 
     def everything(self) -> dict[str, tuple[SagaRow, list[Recorded]]]:
-        """Every saga with its history."""
-        ids = sorted(self._sagas)
-        rows, histories = MemoryStore.load(self, ids), MemoryStore.history(self, ids)
-        return {one: (rows[one], histories[one]) for one in ids}
+        """Every saga with its history; do not change it."""
+        if self._everything is None or self._everything[0] != self.commits:
+            ids = sorted(self._sagas)
+            rows, histories = MemoryStore.load(self, ids), MemoryStore.history(self, ids)
+            found = {one: (rows[one], histories[one]) for one in ids}
+            self._everything = (self.commits, found)
+        return self._everything[1]
 
-    def _reads(self, call: str) -> None:
-        self._world.io(call)
+    @override
+    def definition(self, name: str, version: int) -> Definition | None:
+        kept = self._definitions_kept.get((name, version)) if self._plain else None
+        return kept or super().definition(name, version)
+
+    @override
+    def _prepared(self, change: Change) -> Any:
+        if not self._plain:
+            return super()._prepared(change)
+        history = [(one.sequence, one.at, one.event) for one in change.events]
+        commands = {command.id: command for command in change.commands}
+        return Stored(change.row, change.row.state, history, commands)
+
+    @override
+    def _row(self, saga: Any) -> SagaRow:
+        return saga.row if self._plain else super()._row(saga)
+
+    def _reads(self, call: str, *, holds: bool = False) -> None:
+        self._world.io(call, holds=holds)
         if self._world.chaos.strikes("fail to read"):
             self._world.note(f"the store breaks: {call}")
             raise UnavailableError("The simulated store is away.")
@@ -384,6 +497,7 @@ class SimulatedTransport(MemoryTransport):
 
     Attributes:
         handled: Receipts of messages whose consequences are committed.
+        done_at: When its process last did each of its chores.
     """
 
     def __init__(self, process: Process) -> None:
@@ -391,6 +505,8 @@ class SimulatedTransport(MemoryTransport):
         self._process = process
         self._world = process.world
         self.handled: set[int] = set()
+        self.done_at = dict.fromkeys(CHORES_S, 0.0)
+        self._lag = 0.0
         self._until_at_least = 0.0
         self._parked_until = 0.0
 
@@ -402,7 +518,7 @@ class SimulatedTransport(MemoryTransport):
     @override
     def publish(self, commands: Sequence[Command]) -> None:
         world = self._world
-        world.io("publish")
+        world.io("publish", holds=True)
         for command in commands:
             world.chaos.subject = command.saga_id
             if world.record:
@@ -416,11 +532,13 @@ class SimulatedTransport(MemoryTransport):
     def receive(self, messages_max: int, timeout_seconds: float) -> list[Delivery]:
         world, scheduler = self._world, self._world.scheduler
         world.io("receive")
-        force = world.chaos.draw("clock jump")
-        if force is not None:
-            self._process.offset_s += (2 * force - 1) * JUMP_MAX_S
+        if (jump := world.chaos.draw("clock jump")) is not None:
+            self._process.offset_s += (2 * jump.force - 1) * JUMP_MAX_S
             world.note(f"its clock is off by {self._process.offset_s:.1f} s now")
         self._until_at_least = scheduler.now + timeout_seconds
+        # It looks every 200 ms, and so does the other one; at times both at the same moment.
+        drawn = world.random.random()
+        self._lag = 0.0 if drawn < AT_ONCE else drawn * timeout_seconds
         while True:
             # Without a look at a queue that is known to be empty.
             deliveries = super().receive(messages_max, 0) if world.broker.inbound_ready else []
@@ -435,7 +553,7 @@ class SimulatedTransport(MemoryTransport):
                 return []
             assert scheduler.current is not None
             world.waiting[self] = scheduler.current
-            scheduler.park(None if left == float("inf") else left)
+            scheduler.park(None if left == NEVER else left)
             world.waiting.pop(self, None)
 
     @override
@@ -445,10 +563,14 @@ class SimulatedTransport(MemoryTransport):
             return Delivery(message=item.reply, task=item.task, body="", receipt=held.receipt)
         return super().read(held)
 
+    def does(self, chore: str) -> None:
+        """Its process does one of its chores."""
+        self.done_at[chore] = self._world.scheduler.now
+
     def reconsider(self, waiting: Actor) -> None:
         """The store has changed under a process that waits: it may have to look earlier."""
         until = self._until()
-        if until not in {self._parked_until, float("inf")}:
+        if until not in {self._parked_until, NEVER}:
             self._parked_until = until
             self._world.scheduler.wake(waiting, max(0.0, until - self._world.scheduler.now))
 
@@ -470,11 +592,16 @@ class SimulatedTransport(MemoryTransport):
             raise
 
     def _until(self) -> float:
-        # While nothing can be due, there is no need to look every 200 ms.
+        # While nothing can be due, or its turn has not come, there is no need to look every 200 ms.
+        dues, ahead, done_at = self._world.store.dues(), self._process.offset_s, self.done_at
+        until = min(
+            dues.timers - ahead + self._lag,
+            max(dues.traces - ahead, done_at["retrace"] + CHORES_S["retrace"]),
+            max(dues.outbox - ahead, done_at["republish"] + CHORES_S["republish"]),
+        )
         if self._process.has_chores():
-            return self._until_at_least
-        due = self._world.store.next_due() - self._process.offset_s
-        return max(self._until_at_least, due)
+            until = min(until, done_at["settle"] + CHORES_S["settle"])
+        return max(self._until_at_least, until)
 
 
 class SimulatedOutlet:
