@@ -341,3 +341,17 @@ def test_an_input_that_the_event_cannot_give() -> None:
         DefinitionError, match="field 'region' of Needs is given no value by OrderCreated"
     ):
         Saga(name="test", version=1, input=Needs, steps=(step("a"),), starts_on=OrderCreated)
+    told = StartsOn(OrderCreated, {"order_id": FromEvent("order_id"), "region": "eu"})
+    given = Saga(name="test", version=1, input=Needs, steps=(step("a"),), starts_on=told)
+    assert input_of(given, {"order_id": "o-7"}) == {"order_id": "o-7", "region": "eu"}
+
+
+def test_a_field_of_an_input_that_has_none() -> None:
+    """In words that can be read."""
+
+    class Nothing(msgspec.Struct):
+        pass
+
+    tells = {"completed": Publish(Other, {"number": Input("y")})}
+    with pytest.raises(DefinitionError, match=r"Input\('y'\), but the input has no fields"):
+        Saga(name="test", version=1, input=Nothing, steps=(step("a"),), publishes=tells)

@@ -190,3 +190,5 @@ def test_what_was_not_used_is_not_saved_up() -> None:
     assert starts_open(limit, free_at, later) == first
     assert free_after(limit, free_at, later, 1) - later == free_at - T0
     assert starts_open(Limit(in_flight=1), None, T0) is None
+    overrun = free_after(limit, None, T0, 1_000)
+    assert starts_open(limit, overrun, T0) == 0
