@@ -429,7 +429,9 @@ class AnySaga(RuleBasedStateMachine):
             for planned in self.definition.steps
             if planned.waits
         )
-        excused = stuck or refused or self.by_hand() or Effect.REFUSED in self.effects.values()
+        # What was answered before may not have arrived yet, and is answered again.
+        for_good = {Effect.REFUSED, Effect.UNHEARD} & {*self.effects.values()}
+        excused = stuck or refused or self.by_hand() or for_good
         for _ in range(CALM_STEPS_MAX):
             if not self.go_on_calmly():
                 break

@@ -22,6 +22,8 @@ from tests.core.builders import (
     UNHEARD,
     Retry,
     Run,
+    accepted,
+    failed,
     linear,
     rejected,
     saga,
@@ -107,6 +109,26 @@ def test_an_earlier_attempt_that_may_have_run_is_undone() -> None:
     run.tell(Tick(), unheard("a", 2))
     assert ("failed", Status.STUCK) == (run.phase("a"), run.known.status)
     assert [("a", "compensation", 1)] == sent(run.tell(CompensateNow()))
+
+
+def test_it_counts_for_the_attempt_in_flight_alone() -> None:
+    """Or for one that has just timed out; not for an older one, nor where the end is known."""
+    again = Run(linear("a", retry=Retry(attempts=2)), failed("a"), RetryNow())
+    assert again.tell(unheard("a", 1)).events == ()
+    waits = Run(linear("a"))
+    waits.wait(timedelta(seconds=30))
+    waits.tell(Tick(), unheard("a"))
+    assert ["task_unknown", "saga_stuck"] == waits.tags[-2:]
+    known = stuck_at_b()
+    assert known.tell(unheard("b")).events == ()
+    assert known.tell(unheard("a")).events == ()
+
+
+def test_who_has_accepted_an_attempt_knew_its_task() -> None:
+    """Its refusal is one, whatever it calls the reason."""
+    run = Run(linear("a", "b"), succeeded("a"), accepted("b"), unheard("b"))
+    assert "step_rejected" in run.tags
+    assert [("a", "compensation", 1)] == sent(run.last)
 
 
 def test_a_late_success_of_another_delivery_counts() -> None:
