@@ -108,7 +108,7 @@ def saga_blocks(view: SagaView, now: datetime) -> Iterator[Block]:
     for name, value in _facts(view, now):
         yield line(Piece(f"{name:<9}", "dim"), *value)
     yield ()
-    yield steps_table(view.steps)
+    yield steps_table(view.steps, now)
     yield ()
     yield timeline_table(view.timeline)
 
@@ -119,6 +119,8 @@ def _facts(view: SagaView, now: datetime) -> Iterator[tuple[str, Line]]:
         yield "key", line(one_line(view.key))
     if view.fork is not None:
         yield "fork of", line(f"{view.fork.saga_id}, from step {view.fork.step}")
+    if view.parent is not None:
+        yield "part of", line(f"{view.parent.saga_id}, step {view.parent.step}")
     for heir in view.forks:
         yield "forked", line(f"as {heir}")
     yield "started", line(f"{moment(view.started_at, now)} ({away(view.started_at, now)})")
@@ -129,6 +131,9 @@ def _facts(view: SagaView, now: datetime) -> Iterator[tuple[str, Line]]:
     error = error_line(view)
     if error:
         yield "error", error
+    if view.paused:
+        said = [one.detail for one in view.timeline if one.event == "saga_paused"]
+        yield "paused", line(Piece(one_line(said[-1] if said else ""), "yellow"))
     if view.awaits_room:
         yield "begins", line(Piece("when there is room within the limit of its name", "yellow"))
     if view.next_timer is not None:
@@ -136,10 +141,10 @@ def _facts(view: SagaView, now: datetime) -> Iterator[tuple[str, Line]]:
         yield "next", line(f"{view.next_timer.what}, {moment(at, now)} ({away(at, now)})")
 
 
-def steps_table(steps: Sequence[StepView]) -> Table:
+def steps_table(steps: Sequence[StepView], now: datetime) -> Table:
     """Where each step stands."""
     return Table(
-        ("STEP", "STATE", "ATTEMPTS", "UNDOS", "QUEUE", "ERROR"),
+        ("STEP", "STATE", "ATTEMPTS", "UNDOS", "QUEUE", "NOTES"),
         [
             (
                 Piece(step.name),
@@ -149,12 +154,33 @@ def steps_table(steps: Sequence[StepView]) -> Table:
                 Piece(_count(step.attempts)),
                 Piece(_count(step.undo_attempts)),
                 Piece(step.queue),
-                Piece(one_line(step.error)),
+                Piece(one_line("; ".join(_notes(step, now)))),
             )
             for step in steps
         ],
         right=frozenset({"ATTEMPTS", "UNDOS"}),
     )
+
+
+def _notes(step: StepView, now: datetime) -> Iterator[str]:
+    """What a step waits for, how far it is, and what has gone wrong."""
+    if step.sub_saga:
+        yield f"saga {step.sub_saga}"
+    if step.phase is Phase.RUNNING and step.action.startswith("signal "):
+        yield f"waits for {step.action}"
+    if step.phase is Phase.RUNNING and step.action == "sleep" and step.due_at:
+        yield f"sleeps until {moment(step.due_at, now)}"
+    if step.phase is Phase.RUNNING and step.accepted:
+        yield "accepted, goes on elsewhere"
+    if step.alive_at is not None:
+        progress = (
+            "alive" if step.progress is None else json.dumps(step.progress, ensure_ascii=False)
+        )
+        yield f"{progress}, {away(step.alive_at, now)}"
+    if step.by_hand:
+        yield "by hand"
+    if step.error:
+        yield step.error
 
 
 def timeline_table(timeline: Sequence[TimelineEntry]) -> Table:

@@ -9,9 +9,14 @@ from orchestrator.cli.events import event_line
 from orchestrator.cli.logline import log_line
 from orchestrator.cli.output import Piece, Table, as_text, line, one_line
 from orchestrator.cli.times import away, duration, moment
+from orchestrator.core.definition import Saga, Sleep, Step, SubSaga, WaitFor
 from orchestrator.ports import DeadLetter
+from shared.messages import HeartbeatRequest
 from tests.cli import stories
 from tests.cli.stories import T0, Story
+from tests.core.builders import Order
+from tests.guide.shop import Shop
+from workers.sdk import Later
 
 
 def _shown(story: Story) -> str:
@@ -62,6 +67,46 @@ def test_a_stuck_saga_is_not_said_to_be_running() -> None:
     shown = _shown(stories.stuck())
     assert "stuck in 30 ms" in shown
     assert ["flight", "undo", "failed"] in [row[:3] for row in _rows(shown, "undo failed")]
+
+
+WAITING = Saga(
+    name="waiting",
+    version=1,
+    input=Order,
+    steps=(
+        Step("film", "film.render", "film.drop", completes_within=timedelta(hours=1), after=()),
+        Step("gift", "gifts.wrap", "gifts.unwrap", after=()),
+        Step("ok", WaitFor("manager", approval=True), timeout=timedelta(days=2), after=()),
+        Step("rest", Sleep(timedelta(hours=1)), after=()),
+        Step("below", SubSaga("trip"), payload={"order_id": "o-2"}, after=()),
+    ),
+)
+
+
+def test_what_a_step_waits_for_and_how_far_it_is_is_shown() -> None:
+    """A signal, a time, a token, another saga; progress, and what an operator has said."""
+    shop = Shop(WAITING, stories.TRIP, tasks={"film.render": lambda **_: Later()})
+    saga_id = shop.start("waiting", order_id="o-1")
+    below = shop.step(saga_id, "below").sub_saga
+
+    def shown(which: str = saga_id) -> str:
+        return as_text(render.saga_blocks(shop.view(which), shop.now + timedelta(seconds=2)))
+
+    assert "accepted, goes on elsewhere" in shown()
+    beat = {"step": "film", "direction": "action", "attempt": 1, "progress": {"percent": 30}}
+    shop.send(HeartbeatRequest(saga_id=saga_id, **beat))  # type: ignore[arg-type]
+    assert '{"percent": 30}, 2.00 s ago' in shown()
+    assert "waits for signal manager" in shown()
+    assert f"sleeps until {moment(shop.now + timedelta(hours=1), shop.now)}" in shown()
+    assert f"saga {below}" in shown()
+    assert f"part of  {saga_id}, step below" in shown(below)
+    assert "paused" not in shown()
+    shop.client.pause(saga_id, reason="a strike", by="ada")
+    assert "paused   by ada: a strike" in shown()
+    shop.client.resume(saga_id, reason="over", by="ada")
+    shop.wait(timedelta(seconds=30))
+    shop.client.skip(saga_id, "gift", reason="done", by="ada")
+    assert "by hand" in shown()
 
 
 def test_a_list_shows_ids_that_can_be_copied() -> None:

@@ -131,6 +131,8 @@ def test_an_input_over_the_limit_stores_nothing(dev: Dev) -> None:
     done = dev.saga("definitions", "--json", env={"SAGA_STEPS_MAX": "4"})
     assert (done.code, done.error["type"]) == (2, "DefinitionError")
     assert "steps; SAGA_STEPS_MAX allows 4" in done.error["problems"][0]
+    done = dev.saga("definitions", "--json", env={"SAGA_BRANCHES_MAX": "1"})
+    assert any("SAGA_BRANCHES_MAX allows 1" in problem for problem in done.error["problems"])
 
 
 def test_an_unknown_saga_shows_the_nearest_names(dev: Dev) -> None:
@@ -335,6 +337,12 @@ def test_a_saga_that_has_ended_is_forked_and_the_fork_undone_whole(dev: Dev) -> 
     shown = dev.saga("show", fork).out
     assert f"fork of  {order}, from step arrange-shipping" in shown
     assert "undone (copied)" in shown
+    old, new = dev.exported(order), dev.exported(fork)
+    roots = {one["span_id"] for one in old if one["name"] == "saga place-order"}
+    assert any(roots & {*one["links"]} for one in new if one["name"] == "saga place-order")
+    known = {one["span_id"] for one in new}
+    tops = [one["name"] for one in new if one["parent_span_id"] not in known]
+    assert tops == ["saga place-order"]
 
 
 def held_up(dev: Dev) -> str:

@@ -155,6 +155,7 @@ def test_what_waits_is_answered_in_every_way(dev: Dev, plain: Celery[Any]) -> No
     explained = " ".join(dev.saga("explain", saga_id, "--no-ask").out.split())
     assert "Step 'rides[0]' was accepted by its participant" in explained
     await_step(dev, saga_id, "rides[1]", "running")
+    wait_until(lambda: "accepted, goes on elsewhere" in dev.saga("show", saga_id).out, timeout=20)
     assert step(dev, saga_id, "rides[2]")["phase"] == "pending"  # two are in flight
 
     done = dev.saga("complete", first, "--output", '{"cab": 7}', "--json")
@@ -165,12 +166,16 @@ def test_what_waits_is_answered_in_every_way(dev: Dev, plain: Celery[Any]) -> No
     with serving(dev) as url:
         told = {"token": token(dev, saga_id, "rides[1]"), "output": {"cab": 8}}
         assert httpx2.post(f"{url}/completions", json=told).status_code == 202
+        at, why = f"{url}/sagas/{saga_id}", {"reason": "lunch", "by": "eve"}
+        assert httpx2.post(f"{at}/pause", json=why).json()["paused"]
+        parcel = {"name": "parcel", "data": {"weight": 3}, "by": "eve"}
+        assert httpx2.post(f"{at}/signals", json=parcel).json()["events"] == ["signal_received"]
+        assert httpx2.post(f"{at}/resume", json=why).json()["events"][0] == "saga_resumed"
+        limits = httpx2.get(f"{url}/names/stamp/limits").json()
+        assert [one["limit"]["rate"] for one in limits] == [f"{STAMPS_A_SECOND}/s"]
     outcome = {"type": "succeeded", "output": {"cab": 9}}
     kwargs = {"token": token(dev, saga_id, "rides[2]"), "outcome": outcome}
     plain.send_task(wire.COMPLETE_TASK, kwargs=kwargs, queue=wire.REPLIES_QUEUE)
-    await_step(dev, saga_id, "rides", "succeeded")
-    assert dev.saga("signal", saga_id, "parcel", "--data", '{"weight": 3}').code == 0
-
     shown = await_end(dev, saga_id, "completed")
     steps = {one["name"]: one for one in shown["steps"]}
     assert steps["rides"]["output"] == [{"cab": 7}, {"cab": 8}, {"cab": 9}]
@@ -179,6 +184,7 @@ def test_what_waits_is_answered_in_every_way(dev: Dev, plain: Celery[Any]) -> No
     assert steps["opinion"]["output"] == {"approved": True}  # nobody has said anything
     assert (steps["mail"]["attempts"], steps["mail"]["output"]) == (3, {"to": "eve"})
     assert details(shown, "signal_received")[0].startswith("parcel")
+    assert details(shown, "saga_paused") == ["by eve: lunch"]
     text = dev.saga("show", saga_id).out
     assert "skipped" in text
     assert "RateLimited" in text
@@ -257,8 +263,13 @@ def test_what_is_retrying_is_found_explained_and_tried_now(dev: Dev) -> None:
     assert any(by in said for said in details(show(dev, saga_id), "retry_requested"))
 
     # What waits begins nothing while it is paused; giving up undoes it, although it waits.
+    for command in ("pause", "compensate"):
+        would = dev.saga(command, saga_id, "--reason", "test", "--dry-run", "--json").json
+        assert (would["dry_run"], bool(would["events"])) == (True, True)
+    assert not show(dev, saga_id)["paused"]
     assert dev.saga("pause", saga_id, "--reason", "a strike").code == 0
     dev.saga("signal", saga_id, "parcel", "--data", '{"weight": 3}')
+    assert f"paused   by {getpass.getuser()}: a strike" in dev.saga("show", saga_id).out
     explained = " ".join(dev.saga("explain", saga_id, "--no-ask").out.split())
     assert "It was paused" in explained
     assert "(a strike): nothing new begins" in explained
@@ -322,6 +333,10 @@ def test_a_cancel_and_a_deadline_go_down(dev: Dev) -> None:
     assert booking(dev.home, below, "ride").exists()
     explained = " ".join(dev.saga("explain", outing, "--no-ask").out.split())
     assert f"waits for its saga {below} to end" in explained
+    assert f"saga {below}" in dev.saga("show", outing).out
+    text = dev.saga("show", below).out
+    assert f"part of  {outing}, step errand" in text
+    assert "waits for signal parcel" in text
     assert dev.saga("cancel", outing, "--reason", "rain").code == 0
     for name, saga_id, cause in (("outing", outing, "cancelled"), ("hasty", hasty, "deadline")):
         above = await_end(dev, saga_id, "compensated")
@@ -337,6 +352,8 @@ def test_a_cancel_and_a_deadline_go_down(dev: Dev) -> None:
 
 def test_no_more_is_in_flight_and_in_a_history_than_is_allowed(dev: Dev) -> None:
     """The next one waits until one has ended; a history that is full leaves the saga stuck."""
+    longer = await_end(dev, start(dev, "paperwork", papers=[*range(101)]), "compensated")
+    assert (longer["error"]["cause"], longer["error"]["kind"]) == ("rejected", "TooManyItems")
     saga_id = start(dev, "paperwork", papers=[*range(60)])
     shown = await_end(dev, saga_id, "stuck")
     moves = [

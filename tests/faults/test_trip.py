@@ -144,6 +144,8 @@ def travel(stack: Stack, trip: str) -> None:
         return tickets.progress
 
     wait_until(lambda: progress() == {"printed": 1}, timeout=30, what="a sign of life")
+    shown, _ = stack.saga("show", trip).communicate(timeout=60)
+    assert "printed" in shown
     (stack.home / HELD).unlink()
 
 
