@@ -23,9 +23,9 @@ from orchestrator.outbox import Outbox
 from orchestrator.ports import NO_GATES, Change, DeadLetter, Gate, SagaRow, Store
 from orchestrator.rooms import NO_SHARES, Rooms
 from orchestrator.tracing import SagaTracing
-from orchestrator.unreadable import Aside, refusal
+from orchestrator.unreadable import READ_AGAIN, Aside, refusal
 from shared.clock import Clock
-from shared.errors import ConfigurationError, DecodeError, UnavailableError
+from shared.errors import ConfigurationError, DecodeError, InputError, UnavailableError
 
 log = structlog.get_logger("orchestrator")
 
@@ -97,7 +97,11 @@ class Loop:
             batch = self._batch(work)
             refused = [letter for one in work if (letter := self._add(batch, one))]
             letters = [*letters, *refused, *self._aside.letters()]
-            conflicts = self._commit(batch, letters)
+            try:
+                conflicts = self._commit(batch, letters)
+            except InputError as error:
+                apart, sent = self._one_by_one(work, letters, freed, error)
+                return changed | apart, published and sent
             committed = [one for one in batch.changes() if one.row.saga_id not in conflicts]
             published &= self._follow(batch, committed, letters)
             changed |= {one.row.saga_id: one for one in committed}
@@ -106,6 +110,36 @@ class Loop:
             if batch.floor is not None:
                 freed |= batch.floor.freed
         raise UnavailableError(f"{CONFLICTS_MAX} conflicts in a row on saga {work[0].saga_id}.")
+
+    def _one_by_one(
+        self,
+        work: Sequence[Asked],
+        letters: Sequence[DeadLetter],
+        freed: set[Gate],
+        error: InputError,
+    ) -> tuple[dict[str, Change], bool]:
+        """Commit saga by saga what the store refuses as a whole; put aside what it refuses alone.
+
+        Raises:
+            InputError: The caller waits for an answer: it is theirs.
+        """
+        told = all(one.delivery or isinstance(one.message, Tick) for one in work)
+        if not (work and told):
+            raise error
+        saga_ids = dict.fromkeys(one.saga_id for one in work)
+        if len(saga_ids) > 1:
+            changed, published = self._advance((), letters, freed)
+            for saga_id in saga_ids:
+                mine = [one for one in work if one.saga_id == saga_id]
+                more, sent = self._advance(mine, (), freed)
+                changed, published = changed | more, published and sent
+            return changed, published
+        now = self._clock()
+        (saga_id,) = saga_ids
+        log.error("saga.refused_by_store", saga_id=saga_id, reason=str(error))
+        self._store.postpone([saga_id], now + READ_AGAIN)
+        refused = [letter for one in work if (letter := self._refuse(str(error), one))]
+        return self._advance((), [*letters, *refused], freed)
 
     def advance_together(
         self, row: SagaRow, work: Sequence[Asked]
@@ -304,7 +338,7 @@ class Loop:
                 together=together,
                 gates=batch.floor.limits if batch.floor else NO_GATES,
             )
-        except UnavailableError:
+        except (UnavailableError, InputError):
             self._outbox.published |= published
             raise
         metrics.set_aside(conflicts=len(conflicts), letters=len(letters))

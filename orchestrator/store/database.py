@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from shared.clock import monotonic, pause
-from shared.errors import ConfigurationError, UnavailableError
+from shared.errors import ConfigurationError, InputError, UnavailableError
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 CONNECT_TIMEOUT_SECONDS: Final = 5
@@ -36,6 +36,13 @@ _POSTGRESQL: Final = {
     "tcp_user_timeout": 30_000,
 }
 _NO_TABLE: Final = ("no such table", "UndefinedTable", "no such column", "UndefinedColumn")
+_OF_DATA: Final = ("22", "23", "54")
+"""Classes of SQL states that are about the data and not about the server.
+
+`psycopg` calls the last one an operational error like those of a server that is down: a row that is
+too large for its index, for example. 53, no memory or disk, is about the server.
+"""
+
 _BEGIN_SQLITE: Final = "BEGIN IMMEDIATE"
 _WAIT_NEVER: Final = "PRAGMA busy_timeout=0"
 _WAIT_LONG: Final = f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}"
@@ -83,6 +90,7 @@ class Database:
 
         Raises:
             UnavailableError: The database cannot be reached, or broke off.
+            InputError: It refuses what it was given.
             ConfigurationError: Its schema is not the one of this version.
         """
         with self._translated(), self._write.begin() as connection:
@@ -165,30 +173,49 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (exc.OperationalError, exc.InterfaceError, exc.ProgrammingError) as error:
-            reason = _reason(error)
-            if any(sign in reason for sign in _NO_TABLE):
-                raise wrong_schema(self.shown_url, "has no tables of this version") from error
-            if isinstance(error, exc.ProgrammingError):
-                raise
-            raise self._unavailable(reason) from error
         except exc.DBAPIError as error:
-            # Of SQLite's own errors this is the one that is about the file: it is no database.
-            broken = type(error) is exc.DatabaseError
-            if not (error.connection_invalidated or broken):
+            meant = self._meant(error)
+            if meant is error:
                 raise
-            raise self._unavailable(_reason(error)) from error
+            raise meant from error
         except exc.TimeoutError as error:
             raise self._unavailable(str(error)) from error
         except sqlite3.Error as error:
-            # The same, of the driver itself.
-            reason = _told(error)
-            if any(sign in reason for sign in _NO_TABLE):
-                raise wrong_schema(self.shown_url, "has no tables of this version") from error
-            kinds = (sqlite3.OperationalError, sqlite3.InterfaceError)
-            if not isinstance(error, kinds) and type(error) is not sqlite3.DatabaseError:
+            meant_by_driver = self._meant_by_sqlite(error)
+            if meant_by_driver is error:
                 raise
-            raise self._unavailable(reason) from error
+            raise meant_by_driver from error
+
+    def _meant(self, error: exc.DBAPIError) -> Exception:
+        """What an error says to a caller; itself where it is a mistake of ours."""
+        reason = _reason(error)
+        of_data = isinstance(error, exc.DataError | exc.IntegrityError)
+        if of_data or _sql_state(error)[:2] in _OF_DATA:
+            return self._refused(reason)
+        if any(sign in reason for sign in _NO_TABLE):
+            return wrong_schema(self.shown_url, "has no tables of this version")
+        # Of SQLite's own errors the last one is about the file: it is no database.
+        away = isinstance(error, exc.OperationalError | exc.InterfaceError) or (
+            error.connection_invalidated or type(error) is exc.DatabaseError
+        )
+        return self._unavailable(reason) if away else error
+
+    def _meant_by_sqlite(self, error: sqlite3.Error) -> Exception:
+        """The same, of the driver itself."""
+        reason = _told(error)
+        if isinstance(error, sqlite3.DataError | sqlite3.IntegrityError):
+            return self._refused(reason)
+        if any(sign in reason for sign in _NO_TABLE):
+            return wrong_schema(self.shown_url, "has no tables of this version")
+        away = isinstance(error, sqlite3.OperationalError | sqlite3.InterfaceError)
+        return self._unavailable(reason) if away or type(error) is sqlite3.DatabaseError else error
+
+    def _refused(self, reason: str) -> InputError:
+        """It answers, and will never take this: to try again would hold up everything else."""
+        return InputError(
+            f"The store {self.shown_url} refuses what it was given: {reason}.",
+            hint="Nothing of it was stored.",
+        )
 
     def _unavailable(self, reason: str) -> UnavailableError:
         return UnavailableError(
@@ -247,6 +274,11 @@ def _forget_connections() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_connections)
+
+
+def _sql_state(error: exc.DBAPIError) -> str:
+    """The five characters of the SQL standard; empty where the database said nothing."""
+    return getattr(error.orig, "sqlstate", None) or ""
 
 
 def _reason(error: exc.DBAPIError) -> str:
