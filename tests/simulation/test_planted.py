@@ -200,13 +200,17 @@ def test_a_planted_bug_is_found(plants: Plants, problem: str) -> None:
 
 
 def test_a_finding_is_told_by_the_shortest_trace() -> None:
-    """Of many sagas and faults one and a handful are left; of a few findings at least in one."""
+    """Of many sagas and faults one and a handful are left; of some findings at least in one.
+
+    A run that needs the stall of a process needs all that this process has done before, too.
+    """
     plants = Plants(database=ForgetsTombstones)
-    runs = [simulate(seed, plants=plants) for seed in range(10)]
-    found = sorted((run for run in runs if run.problems), key=lambda run: len(run.fired))[:4]
-    shrunk = [(shrink(one, plants), one) for one in found]
-    short, long = min(shrunk, key=lambda pair: len(pair[0].trace))
-    assert short.problems
-    assert short.sagas <= 6 < long.sagas
-    assert len(short.fired) <= 3 < len(long.fired)
-    assert len(short.trace) < len(long.plan.starts) * 20
+    found = [run for seed in range(20) if (run := simulate(seed, plants=plants)).problems]
+    assert len(found) >= 3
+    for long in sorted(found, key=lambda run: len(run.fired)):
+        short = shrink(long, plants)
+        assert short.problems
+        small = short.sagas <= 6 < long.sagas and len(short.fired) <= 3 < len(long.fired)
+        if small and len(short.trace) < len(long.plan.starts) * 20:
+            return
+    raise AssertionError("none of them got short")
