@@ -190,6 +190,10 @@ def test_a_forgotten_comma_is_refused_in_words() -> None:
         ({"pivot": 1}, "pivot is 1; expected `bool`, got `int`"),
         ({"retry": Retry(attempts=0)}, "retry.attempts is 0; it must be 1 or more, or None"),
         (
+            {"compensation_retry": Retry(attempts=0)},
+            "compensation_retry.attempts is 0; it must be 1 or more, or None",
+        ),
+        (
             {"retry": Retry(by_kind={"Busy": Retry(attempts=0)})},
             "retry.by_kind['Busy'].attempts is 0; it must be 1 or more, or None",
         ),
@@ -261,6 +265,12 @@ def test_a_name_that_is_used_twice_is_refused() -> None:
     """Once, with how often."""
     twice = "step 'a': the name is used 2 times"
     assert problems(step("a"), step("b"), step("a")) == [twice]
+
+
+def test_a_graph_of_steps_of_the_wrong_type_is_not_looked_at() -> None:
+    """Whichever step it is: the type is the mistake."""
+    expected = "step 'a': after is 5; expected `array | null`, got `int`"
+    assert problems(step("a", after=5), step("b", after=("x",))) == [expected]
 
 
 def test_an_unknown_step_in_after_is_refused() -> None:

@@ -9,7 +9,7 @@ from orchestrator.core.definition import Definition, Input, Item, Sleep, WaitFor
 from orchestrator.core.events import ForkedFrom, Origin, RoomAwaited, StepCopied
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Cancel, Decision, Message, Tick, decide
-from orchestrator.core.messages import Heartbeat, Undo
+from orchestrator.core.messages import Heartbeat, Skip, Undo
 from orchestrator.core.plan import plan_of
 from orchestrator.core.room import SAGA, Slot, begun_by, taken
 from orchestrator.core.state import SagaState, evolve
@@ -62,6 +62,14 @@ def test_a_saga_without_room_begins_nothing_and_says_so_once() -> None:
     assert (again.events, again.awaiting) == ((), {"a": ""})
     begins = told(definition, again.state, Tick(), {SAGA: 1})
     assert (sent(begins), begins.awaiting) == ([("a", "action", 1)], {})
+
+
+def test_a_saga_of_which_a_step_was_skipped_ahead_has_not_begun() -> None:
+    """It needs room for its first attempt all the same."""
+    definition = linear("a", "b")
+    waits = told(definition, None, START, {SAGA: 0})
+    skipped = told(definition, waits.state, Skip(step="b"), {SAGA: 0})
+    assert (skipped.awaiting, skipped.commands) == ({"a": ""}, ())
 
 
 def test_a_saga_that_has_begun_goes_on_whatever_room_there_is_for_others() -> None:
