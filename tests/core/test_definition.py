@@ -13,6 +13,7 @@ from orchestrator.core.definition import (
     Definition,
     Gather,
     Input,
+    Item,
     Limit,
     Literal,
     Output,
@@ -142,7 +143,7 @@ def test_what_is_just_allowed() -> None:
         steps=(step("a", retry=Retry(backoff=Backoff(factor=FACTOR_MAX))), last),
         limit=limit,
     )
-    assert len(edge.definition.steps) == 2
+    assert edge.definition.limits == {"": limit, "b" * 64: limit}
     most = tuple(step(f"s{number}") for number in range(STEPS_MAX))
     assert len(Saga(name="s", version=1, input=Order, steps=most).steps) == STEPS_MAX
 
@@ -330,6 +331,15 @@ def test_a_step_after_the_pivot_that_is_never_retried_is_refused() -> None:
         (
             {"x": Literal({"y": (Output("a"),)})},
             f"payload 'x' {NESTED}",
+        ),
+        ({"x": [1, Item(), 2]}, f"payload 'x' {NESTED}"),
+        ({"x": {"y": 1, "z": Literal(2)}}, f"payload 'x' {NESTED}"),
+        ({"x": {Input("order_id")}}, f"payload 'x' {NESTED}"),
+        ({"x": frozenset({Input("order_id")})}, f"payload 'x' {NESTED}"),
+        ({"x": Output("a", default=[Input("order_id")])}, f"payload 'x' {NESTED}"),
+        (
+            {"x": Output("a", default=object())},
+            "payload 'x' is not JSON: Encoding objects of type object is unsupported",
         ),
         (
             {"x": object()},
