@@ -28,6 +28,7 @@ from orchestrator.core.messages import (
     RetryNow,
     Signal,
     Skip,
+    Tick,
 )
 from orchestrator.core.references import Exists, Not, eq, exists
 from orchestrator.core.state import Phase, Status
@@ -76,6 +77,14 @@ def test_only_the_attempt_in_flight_is_accepted_and_only_once() -> None:
     assert tags(run.tell(accepted("a", 2)).events) == ["step_accepted"]
     assert run.known.step("a").accepted
     assert run.tell(accepted("a", 2)).events == ()
+
+
+def test_only_the_timer_ends_an_attempt_that_is_overdue() -> None:
+    """Whatever else arrives first: no other attempt begins beside it."""
+    run = Run(beside("a", "b", "c", retry=TWICE))
+    run.wait(MINUTE)
+    assert run.tell(succeeded("b")).commands == ()
+    assert tags(run.tell(Tick()).events) == ["step_timed_out", "step_timed_out"]
 
 
 def test_a_sign_of_life_counts_in_its_own_direction_and_for_its_own_attempt() -> None:
