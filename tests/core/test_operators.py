@@ -2,10 +2,11 @@
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from orchestrator.core.definition import Item, Output, Sleep, Step, WaitFor
-from orchestrator.core.events import CompensationRequested, StepSkipped
+from orchestrator.core.events import CompensationRequested, SagaPaused, StepSkipped
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -23,6 +24,7 @@ from orchestrator.core.state import CauseKind, Status
 from tests.core.builders import (
     FOR_GOOD,
     NOTHING_TO_UNDO,
+    START,
     T0,
     Retry,
     Run,
@@ -66,6 +68,13 @@ def test_a_paused_saga_begins_nothing_and_records_what_arrives() -> None:
     assert run.last.commands == ()
     assert (run.known.paused, run.known.status) == (True, Status.RUNNING)
     assert sent(run.tell(RESUME)) == [("b", "action", 1)]
+
+
+def test_a_saga_whose_name_is_paused_starts_paused() -> None:
+    """It begins when it is resumed, and its history says who had paused it."""
+    run = Run(linear("a"), start=msgspec.structs.replace(START, pause=PAUSE))
+    assert run.events[1:] == [SagaPaused(reason="why not", by="ada")]
+    assert sent(run.tell(RESUME)) == [("a", "action", 1)]
 
 
 def test_a_paused_saga_does_not_turn_back() -> None:
