@@ -66,15 +66,14 @@ class PayloadStore:
             data: The file.
             anew: Replace a file of that name; it says the same in another way.
         """
-        with self._reaching() as (files, root):
+        with self._reaching(writing=True) as (files, root):
             path = _path(root, saga_id, digest)
             if not anew and files.exists(path):
                 return
-            if not self._local:  # there a file appears when it is whole
+            if self._local:
+                _write_file(Path(path), data)
+            else:  # there a file appears when it is whole
                 files.pipe_file(path, data)
-                return
-        with self._reaching(here=True):
-            _write_file(Path(path), data)
 
     def read(self, saga_id: str, digest: str) -> bytes:
         """A file.
@@ -101,13 +100,13 @@ class PayloadStore:
             return
         if not self.has(source, digest):
             raise self._has_not(source, digest)
-        with self._reaching() as (files, root):  # without the bytes passing here
+        with self._reaching(writing=True) as (files, root):  # without the bytes passing here
             files.cp_file(_path(root, source, digest), _path(root, target, digest))
 
     def sagas(self) -> list[str]:
         """Ids of the sagas that keep something, or have kept it."""
         if self._local:
-            with self._reaching(here=True) as (_, root):
+            with self._reaching(writing=True) as (_, root):
                 Path(root).stat()
         return [unquote(name) for name in self._listed("")]
 
@@ -117,11 +116,12 @@ class PayloadStore:
 
     def newest(self, saga_id: str) -> datetime | None:
         """When something was last kept for a saga; None for nothing."""
-        with self._reaching() as (files, root):
-            times = [
-                files.modified(f"{root}/{_folder(saga_id)}/{name}")
-                for name in self._listed(_folder(saga_id))
-            ]
+        names = self._listed(_folder(saga_id))
+        try:
+            with self._reaching() as (files, root):
+                times = [files.modified(f"{root}/{_folder(saga_id)}/{name}") for name in names]
+        except FileNotFoundError:  # somebody deletes them
+            return None
         aware = [one if one.tzinfo else one.replace(tzinfo=UTC) for one in times]
         return max(aware, default=None)
 
@@ -147,13 +147,13 @@ class PayloadStore:
         return files, root.rstrip("/")
 
     @contextmanager
-    def _reaching(self, *, here: bool = False) -> Iterator[tuple[Any, str]]:
+    def _reaching(self, *, writing: bool = False) -> Iterator[tuple[Any, str]]:
         try:
             yield self._files()
         except Exception as error:
             # Every kind of file system has errors of its own: of the disk, HTTP, botocore.
-            if isinstance(error, FileNotFoundError) and not here:
-                raise  # that is an answer
+            if isinstance(error, FileNotFoundError) and not writing:
+                raise  # that is an answer; else the folder, or the bucket, is missing
             raise PayloadStoreUnavailable(
                 f"The payload store {self.shown_url} cannot be used: "
                 f"{type(error).__name__}: {error}.",

@@ -195,6 +195,17 @@ def test_a_folder_that_is_not_there_is_not_made(claims: Claims, tmp_path: Path) 
     assert not (tmp_path / "claims").exists()
 
 
+def test_a_bucket_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As s3fs says it: no such file."""
+
+    def no_bucket(*_: object) -> None:
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.pipe_file", no_bucket)
+    with pytest.raises(PayloadStoreUnavailable, match="bucket does not exist"):
+        PayloadStore("memory://bucket").write("s-1", "0" * 64, b"1")
+
+
 def test_nothing_unfinished_has_a_name(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash in the middle leaves what nobody finds, and the next write goes through."""
 
