@@ -330,6 +330,27 @@ def test_sagas_ask_again_where_the_payload_store_was_away(task: str, press: Pres
     assert press.got["ship"] == {"proofs": {"read": {"marks": MARKS}}}
 
 
+def test_a_path_that_leads_to_nothing_starts_no_sub_saga(press: Press) -> None:
+    """Its input is put together where the value is at hand: the step is rejected then."""
+    payload = {"page": Output("render", "page.no.such")}
+    above = Saga(
+        name="above",
+        version=1,
+        input=Book,
+        steps=(
+            Step("render", "press.render", "press.shred"),
+            Step("proof", SubSaga("proof"), payload=payload),
+        ),
+    )
+    shop = Shop(above, PROOF, tasks=press._tasks, claims=press.claims)
+    saga_id = shop.start("above", text=LARGE)
+    error = shop.view(saga_id).error
+    assert shop.status(saga_id) == "compensated"
+    assert error is not None
+    assert error.kind == "SubSagaRefused"
+    assert "the value in the payload store has no 'no.such'" in error.message
+
+
 def test_a_fork_keeps_what_it_copies(press: Press) -> None:
     """The input, and what counts as done, with its undo data; a dry run keeps nothing."""
     press.refuses.add("recall")

@@ -2,12 +2,17 @@
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import redis
+from cryptography.fernet import Fernet
 
 from orchestrator.core.state import Status
 from shared.clock import utc_now
+from shared.sealing import ring
+from shared.settings import settings
 from tests.faults.stack import ENDED_WITHIN, MakeStack, Stack
 from tests.waiting import wait_until
 
@@ -35,13 +40,32 @@ def largest_text(file: Path) -> int:
         )
 
 
-def test_megabytes_pass_by_messages_and_stores(make_stack: MakeStack) -> None:
-    """Two sagas, one of which is undone with what was really done; a purge takes all of it along."""
-    stack = make_stack(SAGA_DEFINITIONS="tests.faults.large", OTEL_SDK_DISABLED="false")
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A key for payloads, of this process too."""
+    made = Fernet.generate_key().decode()
+    monkeypatch.setenv("SAGA_ENCRYPTION_KEYS", made)
+    for read_once in (settings, ring):
+        read_once.cache_clear()
+    yield made
+    for read_once in (settings, ring):
+        read_once.cache_clear()
+
+
+def test_megabytes_pass_by_messages_and_stores(make_stack: MakeStack, key: str) -> None:
+    """Two sagas, one of which is undone with what was really done; a purge takes all of it along.
+
+    All of it is encrypted, but for the archive.
+    """
+    stack = make_stack(
+        SAGA_DEFINITIONS="tests.faults.large",
+        OTEL_SDK_DISABLED="false",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+    )
     folder = stack.home / "claims"
     folder.mkdir()
     url = f"file://{folder}"
-    stack.use(SAGA_CLAIM_CHECK_URL=url)
+    stack.use(SAGA_CLAIM_CHECK_URL=url, SAGA_ENCRYPTION_KEYS=key)
     stack.settings = stack.settings.model_copy(
         update={"definitions": ("tests.faults.large",), "claim_check_url": url}
     )
@@ -62,6 +86,9 @@ def test_megabytes_pass_by_messages_and_stores(make_stack: MakeStack) -> None:
     shown = stack.saga("payload", printed, "render")
     for file in (stack.home / "saga.db", stack.home / "press.db"):
         assert largest_text(file) < SMALL, file
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert len(files) == 4
+    assert not any(b"large" in file.read_bytes().lower() for file in files)
     out, err = shown.communicate(timeout=60)
     assert (json.loads(out)["pdf"]["body"] == TEXT.upper()) is True, err
     wait_until(lambda: stack.client.count_ended(utc_now()) == 2, timeout=30, what="their traces")
