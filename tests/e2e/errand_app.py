@@ -4,7 +4,11 @@ from pathlib import Path
 
 from shared.celery_app import make_app
 from shared.settings import settings
+from tests.waiting import wait_until
 from workers.sdk import Fail, Later, Participant, StepContext
+
+RESTED = "rested"
+"""File in ``SAGA_HOME``: who naps wakes up when it is there."""
 
 app = make_app("tests.e2e.errand_app", service="errand", settings=settings)
 participant = Participant(app)
@@ -43,6 +47,12 @@ def note(context: StepContext) -> None:
 def book(context: StepContext) -> None:
     """A ride that is there at once."""
     book_ride(context)
+
+
+@participant.action("errand.nap")
+def nap(context: StepContext) -> None:
+    """Takes as long as it has to."""
+    wait_until((settings().home / RESTED).exists, timeout=30, what="the end of the nap")
 
 
 @participant.action("errand.ride")

@@ -127,6 +127,13 @@ PAPERWORK = Saga(
     ),
 )
 
+NAP = Saga(
+    name="nap",
+    version=1,
+    input=Pile,
+    steps=(Step("nap", "errand.nap", NOTHING_TO_UNDO, payload={}),),
+)
+
 STAMP = Saga(
     name="stamp",
     version=1,

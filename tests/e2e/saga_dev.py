@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import psutil
 
-from tests.servers.preloaded import COMMANDS, Ended
+from tests.servers.preloaded import COMMANDS, ROOT, Ended
 from tests.waiting import wait_until
 
 READY_WITHIN_SECONDS = 60.0
@@ -27,6 +27,11 @@ from orchestrator.cli import main
 main()
 """
 SAGA_WITHOUT_REDIS = [sys.executable, "-c", _WITHOUT_REDIS]
+
+ERRANDS = {"PYTHONPATH": str(ROOT), "SAGA_DEFINITIONS": "tests.e2e.errands"}
+"""Variables for a `saga dev` of errands: one participant instead of five, which starts sooner."""
+
+ERRAND_APP = ("--app", "tests.e2e.errand_app")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -86,12 +91,13 @@ class Folder:
             )
         )
 
+    def start_saga(self, name: str, *arguments: str, **given: Any) -> Done:
+        """Run ``saga start NAME --json``."""
+        return self.saga("start", name, "--json", "--input", json.dumps(given), *arguments)
+
     def order(self, *arguments: str, **given: Any) -> Done:
         """Run ``saga start place-order --json``."""
-        given = {"order_id": "o-1", **given}
-        return self.saga(
-            "start", "place-order", "--input", json.dumps(given), "--json", *arguments
-        )
+        return self.start_saga("place-order", *arguments, **{"order_id": "o-1", **given})
 
     def spawn(self, *arguments: str) -> "subprocess.Popen[str]":
         """Start a `saga` command and let it run."""

@@ -30,6 +30,13 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
         yield running
 
 
+def test_everybody_takes_part(dev: Dev) -> None:
+    """Without options `saga dev` runs all that the example definitions need."""
+    services = {"inventory", "payment", "shipping", "orders", "notifications"}
+    assert {"broker", "store", "orchestrator", *services} <= dev.parts.keys()
+    assert len(dev.left) >= len(services) + 2
+
+
 def test_a_start_says_what_was_started(dev: Dev) -> None:
     """One object, at once; the saga goes on by itself."""
     done = dev.order()

@@ -6,7 +6,8 @@ from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
-from tests.e2e.saga_dev import SAGA_WITHOUT_REDIS, Dev, Folder
+from tests.e2e.errand_app import RESTED
+from tests.e2e.saga_dev import ERRAND_APP, ERRANDS, SAGA_WITHOUT_REDIS, Dev, Folder
 from tests.waiting import wait_until
 
 SHOP = """
@@ -44,15 +45,27 @@ SELL = Saga(
 @pytest.fixture
 def dev(tmp_path: Path) -> Iterator[Dev]:
     """A `saga dev` of the test's own."""
-    with Dev(tmp_path, env={"SAGA_VISIBILITY_TIMEOUT": "PT4S"}) as running:
+    env = {**ERRANDS, "SAGA_VISIBILITY_TIMEOUT": "PT4S"}
+    with Dev(tmp_path, *ERRAND_APP, env=env) as running:
         yield running
+
+
+def napping(dev: Dev) -> str:
+    """Start a saga whose step goes on until it is woken; returns its id once that has begun."""
+    saga_id = str(dev.start_saga("nap").json["saga_id"])
+    wait_until(lambda: dev.has_begun(saga_id, "nap", "errand"), timeout=20, what="the nap")
+    return saga_id
+
+
+def wake(dev: Dev) -> None:
+    """Let naps end."""
+    (dev.home / RESTED).touch()
 
 
 def test_ctrl_c_ends_all_of_it(dev: Dev) -> None:
     """Broker, orchestrator and participants: no process is left, and the exit code is 0."""
-    names = {"orchestrator", "inventory", "payment", "shipping", "orders", "notifications"}
-    assert names <= dev.parts.keys()
-    assert len(dev.left) >= len(names) + 1
+    assert {"broker", "store", "orchestrator", "errand"} <= dev.parts.keys()
+    assert len(dev.left) >= 3
     assert dev.stop(SIGINT) == 0
     assert dev.left == []
     assert "Killed" not in dev.said
@@ -60,12 +73,11 @@ def test_ctrl_c_ends_all_of_it(dev: Dev) -> None:
 
 def test_a_second_start_finishes_what_the_first_left(dev: Dev) -> None:
     """Killed in the middle of a step it leaves no process; what was started meanwhile waits, too."""
-    running = dev.order(delay_in="payment.charge", delay_seconds=1).json["saga_id"]
-    begun = ("charge-payment", "payment")
-    wait_until(lambda: dev.has_begun(running, *begun), timeout=20, what="the step to begin")
+    running = napping(dev)
     dev.kill()
     wait_until(lambda: not dev.left, timeout=10, what="all processes to end with it")
-    meanwhile = dev.order()
+    wake(dev)
+    meanwhile = dev.start_saga("stamp")
     assert meanwhile.code == 0
     assert meanwhile.json["published"] is False
     assert "as soon as the broker is back" in meanwhile.err
@@ -77,21 +89,23 @@ def test_a_second_start_finishes_what_the_first_left(dev: Dev) -> None:
 
 def test_a_broker_that_is_killed_comes_back_with_its_messages(dev: Dev) -> None:
     """The private Redis starts again on the same port, and the saga goes on."""
-    saga_id = dev.order(delay_in="shipping.arrange", delay_seconds=1).json["saga_id"]
+    saga_id = napping(dev)
     (redis,) = [one for one in dev.tree if "redis-server" in one.name()]
     redis.send_signal(SIGKILL)
     wait_until(lambda: "Redis ended" in dev.said, timeout=10)
+    wake(dev)
     wait_until(lambda: dev.status(saga_id) == "completed", timeout=60)
-    assert dev.order("--wait").code == 0
+    assert dev.start_saga("stamp", "--wait").code == 0
     dev.look_again()
 
 
 def test_without_a_redis_server_files_take_its_place(tmp_path: Path) -> None:
-    """The output says so, and an order goes through all the same."""
-    with Dev(tmp_path, command=SAGA_WITHOUT_REDIS) as dev:
+    """The output says so, and a saga goes through all the same."""
+    with Dev(tmp_path, *ERRAND_APP, command=SAGA_WITHOUT_REDIS, env=ERRANDS) as dev:
         assert "no redis-server was found" in dev.parts["broker"]
-        assert dev.order("--wait").code == 0
-        assert dev.order("--wait", region="moon").code == 3
+        assert dev.start_saga("stamp", "--wait").code == 0
+        closed = {"begin_at": "2026-01-01T00:00:00Z", "mood": "closed"}
+        assert dev.start_saga("errand", "--wait", **closed).code == 3
 
 
 def test_an_app_of_ones_own_takes_part(tmp_path: Path) -> None:
@@ -101,7 +115,7 @@ def test_an_app_of_ones_own_takes_part(tmp_path: Path) -> None:
     env = {"SAGA_DEFINITIONS": "shop_sagas"}
     with Dev(tmp_path, "--app", "shop", env=env) as dev:
         assert "inventory" not in dev.parts
-        done = dev.saga("start", "sell", "--input", '{"item": "x"}', "--wait", "--json", env=env)
+        done = dev.start_saga("sell", "--wait", item="x")
         assert done.json["outcome"] == "completed"
         assert dev.stop(SIGTERM) == 0
 
@@ -110,12 +124,11 @@ def test_servers_of_ones_own_are_used_instead(
     tmp_path: Path, redis_url: str, postgres_url: str
 ) -> None:
     """Broker and store from the environment: nothing embedded is made, no password is shown."""
-    env = {"SAGA_BROKER_URL": redis_url, "SAGA_DATABASE_URL": postgres_url}
-    with Dev(tmp_path, env=env) as dev:
+    env = {**ERRANDS, "SAGA_BROKER_URL": redis_url, "SAGA_DATABASE_URL": postgres_url}
+    with Dev(tmp_path, *ERRAND_APP, env=env) as dev:
         assert dev.parts["broker"] == redis_url
         assert dev.parts["store"].startswith("postgresql")
-        given = ("start", "place-order", "--input", '{"order_id": "1"}', "--wait", "--json")
-        assert dev.saga(*given, env=env).json["outcome"] == "completed"
+        assert dev.start_saga("stamp", "--wait").json["outcome"] == "completed"
     assert not (dev.home / "saga.db").exists()
     assert not (dev.home / "redis").exists()
 

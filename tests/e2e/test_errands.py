@@ -5,7 +5,6 @@ what `saga show`, `saga explain` and `saga trace` say of them.
 """
 
 import getpass
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -21,9 +20,8 @@ from shared import names as wire
 from shared.clock import utc_now
 from tests.e2e.errand_app import booking
 from tests.e2e.errands import STAMPS_A_SECOND
-from tests.e2e.saga_dev import Dev
+from tests.e2e.saga_dev import ERRAND_APP, ERRANDS, Dev
 from tests.servers.otlp import ReceivedSpan
-from tests.servers.preloaded import ROOT
 from tests.servers.spantree import assert_one_tree
 from tests.waiting import wait_until
 
@@ -36,13 +34,12 @@ NEXT: Final = {"SAGA_DEFINITIONS": "tests.e2e.errands,tests.e2e.errands_next"}
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
     """One `saga dev` for all tests of this file."""
     env = {
-        "PYTHONPATH": str(ROOT),
-        "SAGA_DEFINITIONS": "tests.e2e.errands",
+        **ERRANDS,
         "SAGA_IN_FLIGHT_MAX": str(IN_FLIGHT_MAX),
         "SAGA_HISTORY_EVENTS_MAX": str(EVENTS_MAX),
     }
     home = tmp_path_factory.mktemp("errands")
-    with Dev(home, "--app", "tests.e2e.errand_app", env=env) as running:
+    with Dev(home, *ERRAND_APP, env=env) as running:
         yield running
 
 
@@ -58,7 +55,7 @@ def start(dev: Dev, name: str, *options: str, **given: Any) -> str:
     """Start a saga; returns its id."""
     if name not in {"paperwork", "stamp", "attic"}:
         given = {"begin_at": utc_now().isoformat(), **given}
-    done = dev.saga("start", name, "--json", "--input", json.dumps(given), *options)
+    done = dev.start_saga(name, *options, **given)
     assert done.code == 0, done.err
     return str(done.json["saga_id"])
 
