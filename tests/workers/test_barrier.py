@@ -85,6 +85,14 @@ def rows(barrier: Barrier) -> int:
         ).scalar_one()
 
 
+def test_a_database_without_the_table_says_how_it_is_made(database: str) -> None:
+    """It is the first mistake of whoever writes a participant."""
+    barrier = Barrier(database)
+    with pytest.raises(ConfigurationError, match=r"no table saga_barrier.*create_tables"):
+        barrier.run(command(), untouchable)
+    barrier.engine.dispose()
+
+
 def test_duplicate_of_a_success_gets_the_stored_outcome(barrier: Barrier) -> None:
     """The second delivery of an action, whatever its attempt, is answered without running it."""
     first = barrier.run(command(), booking("charge", {"id": 7}))

@@ -206,7 +206,15 @@ class Barrier:
         )
         # Drivers differ in what they count for an insert; a row that comes back was inserted.
         returned = insert.on_conflict_do_nothing().returning(saga_barrier.c.attempt)
-        return connection.execute(returned).first() is not None
+        try:
+            return connection.execute(returned).first() is not None
+        except (exc.OperationalError, exc.ProgrammingError) as error:
+            if not _lacks_table(error):
+                raise
+            raise ConfigurationError(
+                "The participant's database has no table saga_barrier.",
+                hint="Call participant.create_tables() once, before its worker starts.",
+            ) from error
 
     def _turn(self) -> AbstractContextManager[Any]:
         return _sqlite_turn(str(self.engine.url)) if self._sqlite else nullcontext()
@@ -226,6 +234,12 @@ def engine_of(url: str) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite":
         return sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
     return sa.create_engine(parsed, pool_pre_ping=True)
+
+
+def _lacks_table(error: exc.DBAPIError) -> bool:
+    """Whether the table is missing: in the words of SQLite, and by the code of PostgreSQL."""
+    code = getattr(error.orig, "sqlstate", "")
+    return code == "42P01" or f"no such table: {saga_barrier.name}" in str(error.orig)
 
 
 def _stored(
