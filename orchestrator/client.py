@@ -471,6 +471,10 @@ class Client:
         """How many sagas `purge` would delete."""
         return len(self._store.ended(before, _COUNT_MAX, name=name, statuses=statuses))
 
+    def ids_from(self, beginning: str, limit: int) -> Sequence[str]:
+        """Ids of sagas that begin so, in order: of those that the product has made."""
+        return self._store.ids_from(beginning, limit)
+
     def by_trace(self, trace_id: str) -> Sequence[SagaSummary]:
         """Sagas of a trace, oldest first."""
         return self._store.find_by_trace(trace_id)

@@ -32,6 +32,9 @@ Gate = tuple[str, str]
 Rank = tuple[int, datetime, str]
 """Who waits in front: first what undoes (0, not 1), then by the start of the saga and its id."""
 
+UUID_LEAST: Final = "00000000-0000-0000-0000-000000000000"
+UUID_MOST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+
 NO_GATES: Final[Mapping[Gate, Limit]] = MappingProxyType({})
 NOTHING_BEGUN: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -234,6 +237,9 @@ class Store(Protocol):
 
     def find_by_key(self, name: str, key: str) -> SagaRow | None:
         """The saga that has this business key."""
+
+    def ids_from(self, beginning: str, limit: int) -> list[str]:
+        """Ids that begin so, in order, of those that have the form of a UUID."""
 
     def find_by_trace(self, trace_id: str) -> list[SagaSummary]:
         """Sagas of a trace, oldest first."""

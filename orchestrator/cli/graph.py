@@ -7,6 +7,7 @@ import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.options import Json
+from orchestrator.cli.short_ids import whole_id
 from shared.errors import InputError, UnknownSaga
 
 if TYPE_CHECKING:
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 
 def graph(
     name: Annotated[
-        str, typer.Argument(metavar="NAME|ID", help="Name of a saga, or the id of one.")
+        str,
+        typer.Argument(
+            metavar="NAME|ID", help="Name of a saga, or the id of one.", callback=whole_id
+        ),
     ],
     saga_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Show how far this one got.")
+        str | None,
+        typer.Argument(metavar="[ID]", help="Show how far this one got.", callback=whole_id),
     ] = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="As a Mermaid flowchart.")] = False,
     dot: Annotated[bool, typer.Option("--dot", help="For Graphviz.")] = False,

@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.options import Json
+from orchestrator.cli.short_ids import whole_id
 from shared.clock import pause, utc_now
 from shared.errors import (
     ConfigurationError,
@@ -27,7 +28,9 @@ def logs(
     which: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ID]", help="Id of a saga or of a trace, or a traceparent; by default all."
+            metavar="[ID]",
+            help="Id of a saga or of a trace, or a traceparent; by default all.",
+            callback=whole_id,
         ),
     ] = None,
     step: Annotated[str, typer.Option(help="Lines of this step.")] = "",

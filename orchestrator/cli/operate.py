@@ -22,6 +22,7 @@ from orchestrator.cli.filters import (
 )
 from orchestrator.cli.given_input import read_input, read_value
 from orchestrator.cli.options import Json, Reason, user
+from orchestrator.cli.short_ids import whole_ids
 from shared.errors import InputError, NotAllowed, SagaError
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ SAGAS_MAX: Final = 10_000
 """Most sagas that one command acts on; the next one takes the rest."""
 
 Ids = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of sagas; or name a filter.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[ID]...",
+        help="Ids of sagas, or their first characters; or name a filter.",
+        callback=whole_ids,
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only say what would follow; nothing is changed.")

@@ -7,18 +7,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.short_ids import whole_id
 from shared.errors import InputError
 
 if TYPE_CHECKING:
     from orchestrator.core.state import Status
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, also for errors.")]
-SagaId = Annotated[str, typer.Argument(metavar="ID", help="Id of the saga.")]
+SagaId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="Id of the saga, or its first characters.", callback=whole_id
+    ),
+]
 SagaOrTrace = Annotated[
-    str, typer.Argument(metavar="ID", help="Id of a saga or of a trace, or a traceparent.")
+    str,
+    typer.Argument(
+        metavar="ID", help="Id of a saga or of a trace, or a traceparent.", callback=whole_id
+    ),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Most to show, newest first.")]
-Reason = Annotated[str, typer.Option(help="Why; goes into the history.")]
+
+
+def _given_reason(text: str) -> str:
+    if not text.strip():
+        raise InputError("--reason is empty.", hint="Say why: it goes into the history.")
+    return text
+
+
+Reason = Annotated[str, typer.Option(help="Why; goes into the history.", callback=_given_reason)]
 
 
 def user() -> str:

@@ -1,7 +1,8 @@
 """`saga purge`: delete what ended long ago."""
 
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -10,6 +11,9 @@ from orchestrator.cli.options import Json, statuses_of
 from orchestrator.cli.times import given_duration
 from shared.clock import utc_now
 from shared.errors import ConfigurationError, InputError
+
+ASKED_BELOW: Final = timedelta(hours=1)
+"""Nobody keeps sagas for a shorter time: a slip of the keyboard would delete all that have ended."""
 
 
 def purge(
@@ -32,6 +36,9 @@ def purge(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before deleting what has just ended.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Delete sagas that ended long ago, with their histories, in batches.
@@ -39,11 +46,13 @@ def purge(
     Sagas that run or are stuck are never deleted. An interrupted purge goes on with the next one.
     Large payloads of a saga go with it, out of the payload store. --leftovers takes along what an
     interrupted purge, or a start that failed, has left there more than a day ago; never give it
-    where another system keeps payloads in the same place.
+    where another system keeps payloads in the same place. It asks before it deletes what ended
+    less than an hour ago.
     """
     from orchestrator.retention import archive_to
 
-    before = utc_now() - given_duration(older_than, "--older-than")
+    age = given_duration(older_than, "--older-than")
+    before = utc_now() - age
     statuses = statuses_of(status or ())
     active = [one.value for one in statuses if not one.final]
     if active:
@@ -53,6 +62,8 @@ def purge(
         )
     swept = 0
     with session.acting() as client:
+        if age < ASKED_BELOW and not (dry_run or yes):
+            _confirm(client.count_ended(before, name=name, statuses=statuses))
         if dry_run:
             deleted = client.count_ended(before, name=name, statuses=statuses)
         else:
@@ -75,3 +86,17 @@ def purge(
     output.show([output.line(f"{deleted} sagas {would}deleted.")])
     if swept:
         output.show([output.line(f"Payloads that {swept} others had left were deleted.")])
+
+
+def _confirm(sagas: int) -> None:
+    """Ask whether so many are to be deleted, though some have only just ended."""
+    if not sagas:
+        return
+    if not output.is_terminal():
+        have = "saga has" if sagas == 1 else "sagas have"
+        raise InputError(
+            f"{sagas} {have} ended, some less than an hour ago.",
+            hint="Look with --dry-run, then give --yes. Nothing was deleted.",
+        )
+    if not typer.confirm(f"Delete {sagas} sagas, also those that have only just ended?", err=True):
+        raise typer.Abort

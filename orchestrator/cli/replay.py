@@ -10,6 +10,7 @@ import typer
 from orchestrator.cli import output, session
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import Block, Piece, Table, line
+from orchestrator.cli.short_ids import whole_id
 from orchestrator.cli.times import duration
 from shared.errors import DecodeError, InputError, UnknownSaga
 
@@ -27,7 +28,9 @@ def replay(
     which: Annotated[
         str,
         typer.Argument(
-            metavar="ID|FILE", help="Id of a saga, or an archive that `saga purge` has written."
+            metavar="ID|FILE",
+            help="Id of a saga, or an archive that `saga purge` has written.",
+            callback=whole_id,
         ),
     ],
     as_json: Json = False,

@@ -1,9 +1,5 @@
 """`saga list`, `saga show`, `saga cancel`."""
 
-from typing import Annotated
-
-import typer
-
 from orchestrator.cli import output, session
 from orchestrator.cli.filters import (
     AttemptsOption,
@@ -17,7 +13,7 @@ from orchestrator.cli.filters import (
     StepOption,
     filter_of,
 )
-from orchestrator.cli.options import Json, Limit, SagaId, user
+from orchestrator.cli.options import Json, Limit, Reason, SagaId, user
 from shared.clock import utc_now
 
 
@@ -89,7 +85,7 @@ def show(saga_id: SagaId, as_json: Json = False) -> None:
 
 def cancel(
     saga_id: SagaId,
-    reason: Annotated[str, typer.Option(help="Why; goes into the history.")],
+    reason: Reason,
     as_json: Json = False,
 ) -> None:
     """Ask that a saga be undone.

@@ -17,6 +17,7 @@ from orchestrator.core.state import ACTIVE, SagaState, Status
 from orchestrator.ports import (
     NO_GATES,
     NOTHING_TRACED,
+    UUID_LEAST,
     Change,
     Control,
     Crowd,
@@ -191,6 +192,13 @@ class MemoryStore(Store):
             for saga in (self._sagas[id_] for id_ in set(saga_ids) & self._sagas.keys()):
                 if not saga.row.state.status.final:
                     saga.row = msgspec.structs.replace(saga.row, wake_at=until)
+
+    @override
+    def ids_from(self, beginning: str, limit: int) -> list[str]:
+        length = len(UUID_LEAST)
+        with self._lock:
+            found = [one for one in self._sagas if one.startswith(beginning)]
+        return sorted(one for one in found if len(one) == length)[:limit]
 
     @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:

@@ -21,6 +21,8 @@ from orchestrator.core.state import ACTIVE, Status
 from orchestrator.ports import (
     NO_GATES,
     NOTHING_TRACED,
+    UUID_LEAST,
+    UUID_MOST,
     Change,
     Control,
     Crowd,
@@ -176,6 +178,20 @@ class SqlStore(Store):
         query = sa.select(SAGA.c.id).where(SAGA.c.name == name, SAGA.c.key == key)
         found = self.load([row.id for row in self._all(query)])
         return next(iter(found.values()), None)
+
+    @override
+    def ids_from(self, beginning: str, limit: int) -> list[str]:
+        if not rows.storable(beginning):
+            return []
+        # Between two ids of the same form, which every collation sorts alike: a range of the index.
+        least, most = (beginning + one[len(beginning) :] for one in (UUID_LEAST, UUID_MOST))
+        query = (
+            sa.select(SAGA.c.id)
+            .where(SAGA.c.id.between(least, most), sa.func.length(SAGA.c.id) == len(UUID_LEAST))
+            .order_by(SAGA.c.id)
+            .limit(limit)
+        )
+        return [row.id for row in self._all(query) if row.id.startswith(beginning)]
 
     @override
     def find_by_trace(self, trace_id: str) -> list[SagaSummary]:

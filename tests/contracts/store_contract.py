@@ -564,6 +564,17 @@ class StoreContract:
         assert store.due(T0, 10) == ["same"]
         assert store.due(T0 + seconds(5), 10) == ["same", "moved"]
 
+    def test_ids_are_found_by_their_beginning(self, store: Store) -> None:
+        """In order; other ids than those that we make are not looked for."""
+        made = [f"0199c8a{number}-0000-7000-8000-00000000000{number}" for number in (2, 0, 1)]
+        others = ["0199c8a0", "0199c8a0-0000-7000-8000-0000000000001", "saga-1"]
+        store.commit([change(row(one)) for one in (*made, *others)])
+        assert store.ids_from("0199c8", 10) == sorted(made)
+        assert store.ids_from("0199c8", 2) == sorted(made)[:2]
+        assert store.ids_from("0199c8a1-00", 10) == [made[2]]
+        for none in ("0199c9", "saga-1", "no\0id"):
+            assert store.ids_from(none, 10) == []
+
     def test_a_saga_that_cannot_be_read_is_woken_later(self, store: Store) -> None:
         """Its sequence stays; one that has ended is never woken."""
         store.commit(

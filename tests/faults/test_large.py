@@ -93,7 +93,9 @@ def test_megabytes_pass_by_messages_and_stores(make_stack: MakeStack, key: str) 
     assert (json.loads(out)["pdf"]["body"] == TEXT.upper()) is True, err
     wait_until(lambda: stack.client.count_ended(utc_now()) == 2, timeout=30, what="their traces")
     archive = stack.home / "archive.jsonl"
-    purged = stack.saga("purge", "--older-than", "0s", "--archive", str(archive), "--json")
+    purged = stack.saga(
+        "purge", "--older-than", "0s", "--yes", "--archive", str(archive), "--json"
+    )
     out, err = purged.communicate(timeout=60)
     assert json.loads(out)["sagas"] == 2, err
     assert list(folder.iterdir()) == []

@@ -90,6 +90,7 @@ def fill(store: SqlStore) -> None:
         change(row(f"s{n}", wake_at=T0, trace_due_at=T0), commands=[command(f"s{n}")])
         for n in range(3)
     ]
+    waiting.append(change(row("0199c8a0-0000-7000-8000-000000000001", status=Status.COMPLETED)))
     assert store.commit(waiting) == frozenset()
     with store.database.writing() as connection:
         connection.exec_driver_sql("ANALYZE")
@@ -147,6 +148,7 @@ def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
         ("ux_saga_key_name", lambda store: store.list_sagas(name="test", key="k-7")),
         ("ux_saga_key_name", lambda store: store.find_by_key("test", "k-missing")),
         ("ix_saga_trace_id", lambda store: store.find_by_trace(f"{7:032x}")),
+        (re.compile("pk_saga|sqlite_autoindex_saga_1"), lambda store: store.ids_from("0199c8", 9)),
         ("ix_saga_status", lambda store: store.list_sagas(statuses=[Status.RUNNING], limit=3)),
         ("ix_saga_ended", lambda store: store.ended(T0 + seconds(1), 3)),
     ],
@@ -158,12 +160,13 @@ def plans(store: SqlStore, call: Callable[[], object]) -> list[str]:
         "name-and-key",
         "key",
         "trace",
+        "beginning",
         "list",
         "ended",
     ],
 )
 def test_polls_read_nothing_but_what_they_look_for(
-    store: SqlStore, index: str, call: Callable[[SqlStore], object]
+    store: SqlStore, index: str | re.Pattern[str], call: Callable[[SqlStore], object]
 ) -> None:
     """Each statement goes through its index; finished sagas cost the running ones nothing."""
     fill(store)
@@ -172,7 +175,7 @@ def test_polls_read_nothing_but_what_they_look_for(
     assert found != [[]]
     assert explained
     for plan in explained:
-        assert index in plan
+        assert re.search(index, plan)
         assert "Seq Scan" not in plan
         # SQLite says SCAN for a whole table, and for a whole index.
         assert "SCAN saga" not in plan.replace(f"SCAN saga USING INDEX {index}", "")
