@@ -351,6 +351,7 @@ def test_a_sign_of_life_counts_for_the_attempt_in_flight_only() -> None:
         (Step("w", Sleep(until=Input("at"))), "until is Input('at'), but the input has order_id"),
         (wait("w", WaitFor("o k")), "its signal is named 'o k'"),
         (wait("w", WaitFor("ok", default=1)), 'it has a default; say otherwise="default"'),
+        (wait("w", WaitFor("ok", otherwise="default", default={1j})), "default is not JSON"),
         (
             wait("w", WaitFor("ok"), compensation="x.y"),
             "it only waits, so there is nothing to undo",
