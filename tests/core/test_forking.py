@@ -3,10 +3,17 @@
 import msgspec
 import pytest
 
-from orchestrator.core.definition import NOTHING_TO_UNDO, Definition, Input, Output
+from orchestrator.core.definition import (
+    NOTHING_TO_UNDO,
+    Definition,
+    Input,
+    Output,
+    SubSaga,
+    WaitFor,
+)
 from orchestrator.core.events import ForkedFrom, SagaForked, StepCopied
 from orchestrator.core.forking import ForkPlan, fork_plan
-from orchestrator.core.messages import Cancel, HandOver, Resolve, Skip, Start
+from orchestrator.core.messages import Cancel, HandOver, Resolve, Signal, Skip, Start
 from orchestrator.core.references import Item, eq
 from orchestrator.core.state import SagaState, fold
 from shared.messages import Parent
@@ -24,6 +31,7 @@ from tests.core.builders import (
     step,
     succeeded,
     tags,
+    wait,
 )
 
 LINEAR = linear("a", "b", "c")
@@ -278,6 +286,23 @@ def test_what_an_operator_said_of_a_skipped_step_is_copied() -> None:
     assert old.known.status == "completed"
     (command,) = forked(old, "b").last.commands
     assert command.payload == {"x": 7}
+
+
+def test_what_was_called_is_copied_with_its_arguments() -> None:
+    """A task or a sub-saga, for its undo; a wait was called with nothing."""
+    definition = saga(
+        step("a"),
+        wait("w", WaitFor("ok")),
+        step("s", action=SubSaga("hotel"), compensation=None, payload={"id": Input("order_id")}),
+        step("b"),
+    ).definition
+    old = Run(definition, succeeded("a"), Signal(name="ok"), succeeded("s"), succeeded("b"))
+    copied = planned(old, "b").copied
+    assert [getattr(one, "payload", None) for one in copied] == [
+        {"order_id": "o-1"},
+        None,
+        {"id": "o-1"},
+    ]
 
 
 def test_what_was_given_up_does_not_count_as_done() -> None:

@@ -64,6 +64,16 @@ def test_a_saga_without_room_begins_nothing_and_says_so_once() -> None:
     assert (sent(begins), begins.awaiting) == ([("a", "action", 1)], {})
 
 
+def test_a_start_whose_time_has_come_waits_for_room_and_not_for_the_timer() -> None:
+    """Which is past, and would wake it for ever."""
+    minute = timedelta(minutes=1)
+    definition = linear("a")
+    later = told(definition, None, msgspec.structs.replace(START, not_before=T0 + minute), {})
+    assert later.wake_at == T0 + minute
+    waits = told(definition, later.state, Tick(), {SAGA: 0}, minute)
+    assert (waits.awaiting, waits.wake_at) == ({"a": ""}, None)
+
+
 def test_a_saga_of_which_a_step_was_skipped_ahead_has_not_begun() -> None:
     """It needs room for its first attempt all the same."""
     definition = linear("a", "b")

@@ -182,6 +182,7 @@ def test_a_saga_whose_history_is_full_asks_nothing() -> None:
     full = decide(run.definition, run.known, succeeded("a"), run.now, limits=Limits(events_max=1))
     assert full.state is not None
     assert full.state.full
+    assert full.wake_at == full.state.step("hotel").due_at
     late = decide(run.definition, full.state, Tick(), run.now + DAY)
     assert late.commands == ()
     cancelled = decide(run.definition, full.state, Cancel(reason="rain"), run.now)

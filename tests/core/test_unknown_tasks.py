@@ -44,7 +44,7 @@ def test_a_saga_whose_task_no_worker_knows_is_stuck_with_that_reason() -> None:
     run = stuck_at_b()
     assert ["task_unknown", "saga_stuck"] == run.tags[-2:]
     assert run.known.status.value == "stuck"
-    assert run.known.cause is None
+    assert (run.known.cause, run.known.went_wrong) == (None, True)
     assert UNHEARD == run.known.step("b").failure
     assert [] == sent(run.last)
     assert wake_at(run.definition, run.known) is None
