@@ -118,6 +118,28 @@ def test_each_item_of_a_list_needs_room_of_its_step_and_what_waits_is_woken_by_i
     assert late.wake_at == late.state.step("l[1]").due_at
 
 
+def test_waiting_is_written_down_once_whatever_happens_to_others() -> None:
+    """Another step, or another item that fails: what waited waits on."""
+    arms = saga(*(step(name, after=()) for name in "abc")).definition
+    waits = told(arms, None, START, {"c": 0})
+    assert tags(told(arms, waits.state, succeeded("a"), {"c": 0}).events) == ["step_succeeded"]
+    items = told(LIST, None, START_TWO, {"l": 1})
+    assert tags(told(LIST, items.state, failed("l[0]"), {"l": 0}).events) == ["step_failed"]
+
+
+def test_an_undo_that_has_begun_waits_no_more() -> None:
+    """Of each item of a list."""
+    listed = step("l", each=Input("order_ids"), payload={"order": Item()})
+    definition = saga(listed, step("b"), input=Orders).definition
+    run = Run(definition, succeeded("l[0]"), succeeded("l[1]"), start=START_TWO)
+    waits = told(definition, run.known, rejected("b"), {"l": 1})
+    assert waits.state is not None
+    assert (len(waits.commands), waits.state.awaited) == (1, ("l",))
+    begun = told(definition, waits.state, Tick(), {"l": 1})
+    assert begun.state is not None
+    assert (len(begun.commands), begun.state.awaited) == (1, ())
+
+
 def test_a_sign_of_life_changes_nothing_about_what_waits_for_room() -> None:
     """It is asked again by whoever makes room, and not by a timer that is past."""
     arms = saga(step("a", after=()), step("b", after=(), retry=TWICE)).definition

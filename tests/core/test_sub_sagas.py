@@ -63,6 +63,7 @@ def test_a_saga_that_has_not_answered_is_started_again() -> None:
     """The same start: where the saga has ended it is answered, and where it never began it begins."""
     run = trip()
     first = asked(run.last)
+    assert not run.last.beat
     again = wake(run)
     assert (again.events, again.beat) == ((), True)
     assert asked(again) == first

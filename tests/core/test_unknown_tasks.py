@@ -6,6 +6,8 @@ import pytest
 
 from orchestrator.core.definition import Step, SubSaga
 from orchestrator.core.events import StepRejected, TaskUnknown
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import decide
 from orchestrator.core.messages import (
     Cancel,
     CompensateNow,
@@ -109,6 +111,21 @@ def test_an_earlier_attempt_that_may_have_run_is_undone() -> None:
     run.tell(Tick(), unheard("a", 2))
     assert ("failed", Status.STUCK) == (run.phase("a"), run.known.status)
     assert [("a", "compensation", 1)] == sent(run.tell(CompensateNow()))
+
+
+@pytest.mark.parametrize("pivot", [False, True])
+def test_it_has_not_run_either_while_its_next_attempt_waits_for_room(pivot: bool) -> None:
+    """So it is not undone, and no pivot that nobody knows the end of."""
+    last = step("b", pivot=pivot, compensation=None if pivot else "service.undo-b")
+    run = Run(saga(step("a"), last).definition, succeeded("a"), unheard("b"))
+    for message in (Cancel(), CompensateNow()):
+        full = Limits(room={"b": 0})
+        waits = decide(run.definition, run.known, RetryNow(), run.now, limits=full)
+        assert waits.awaiting == {"b": "b"}
+        back = decide(run.definition, waits.state, message, run.now, limits=full)
+        assert [("a", "compensation", 1)] == sent(back)
+        assert back.state is not None
+        assert (back.state.step("b").phase, back.state.step("b").by_hand) == ("rejected", False)
 
 
 def test_it_counts_for_the_attempt_in_flight_alone() -> None:
