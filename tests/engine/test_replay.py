@@ -11,9 +11,11 @@ import pytest
 
 from orchestrator import replay as module
 from orchestrator.core.definition import Input, Item, Saga, Step
-from orchestrator.core.events import Recorded, StepDispatched
+from orchestrator.core.events import Recorded, StepDispatched, tag_of
 from orchestrator.core.limits import IN_FLIGHT_MAX_DEFAULT, Limits
 from orchestrator.core.machine import Decision, decide
+from orchestrator.core.messages import Message, RetryNow
+from orchestrator.core.state import SagaState
 from orchestrator.engine import Engine
 from orchestrator.replay import replay
 from orchestrator.sagas import BOOK_TRAVEL, COLLECT_PAYMENT, PLACE_ORDER
@@ -21,6 +23,7 @@ from orchestrator.testing import Bench, fails, given, late, rejects, times_out, 
 from orchestrator.testing.failures import _drive, _signals, trials
 from shared import codec
 from shared.errors import DecodeError
+from tests.core import builders
 from tests.golden.history import FOLDER, GoldenHistory
 from tests.simulation.run import Run, silence
 
@@ -195,3 +198,59 @@ def test_operators_and_late_replies_are_decided_alike() -> None:
     assert result.same, result.differences
     arrived = {one.message for one in result.decisions}
     assert {"pause", "resume", "retry notify-customer", "skip notify-customer"} <= arrived
+
+
+class Receipt(msgspec.Struct):
+    """What a step returns."""
+
+    number: int
+
+
+def told(saga: Saga, *messages: Message) -> tuple[SagaState, list[Recorded]]:
+    """A history as it stands in a store: each message came a second after the one before."""
+    run = builders.Run(saga.definition)
+    times = [run.now] * len(run.events)
+    for message in messages:
+        run.wait(timedelta(seconds=1))
+        run.tell(message)
+        times += [run.now] * len(run.last.events)
+    return run.known, [
+        Recorded(sequence=number, at=at, event=event)
+        for number, (at, event) in enumerate(zip(times, run.events, strict=True), 1)
+    ]
+
+
+def test_unknown_tasks_and_outputs_of_another_type_are_decided_alike() -> None:
+    """What was answered is made anew from what was kept of it."""
+    saga = builders.saga(builders.step("a"), builders.step("b", output=Receipt))
+    state, history = told(
+        saga,
+        builders.succeeded("a"),
+        builders.unheard("b"),
+        RetryNow(step="b"),
+        builders.succeeded("b", 2, output={"number": "one"}),
+        builders.succeeded("b", 1, "compensation"),
+        builders.succeeded("a", 1, "compensation"),
+    )
+    assert state.status.value == "compensated"
+    result = replay(saga.definition, history, state)
+    assert result.same, result.differences
+
+
+def test_a_saga_that_was_undone_for_an_unknown_task_would_be_stuck_today() -> None:
+    """Older versions took it for a refusal: the history folds as it did, and the decision differs."""
+    saga = builders.saga(builders.step("a"), builders.step("b"))
+    state, history = told(
+        saga,
+        builders.succeeded("a"),
+        builders.rejected("b"),
+        builders.succeeded("a", 1, "compensation"),
+    )
+    text = codec.encode(history).replace(b"sold_out", b"TaskUnknown")
+    old = codec.decode(text, list[Recorded])
+    result = replay(saga.definition, old)
+    assert result.state is not None
+    assert (result.state.status, result.folds) == (state.status, None)
+    (different, *_) = result.differences
+    assert tag_of(different.recorded[0]) == "step_rejected"
+    assert [tag_of(one) for one in different.decided] == ["task_unknown", "saga_stuck"]
