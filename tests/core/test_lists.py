@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.core.definition import Input, Item, Output, Sleep, Step, WaitFor
@@ -25,6 +26,7 @@ from orchestrator.core.references import (
 from orchestrator.core.state import Phase, SagaState, Status
 from shared.errors import DefinitionError
 from shared.messages import Failure
+from shared.tickets import ticket
 from tests.core.builders import (
     NOTHING_TO_UNDO,
     SAGA_ID,
@@ -117,6 +119,27 @@ def test_a_condition_that_cannot_be_decided_rejects_the_step(output: object) -> 
     assert cause.failure is not None
     assert cause.failure.kind == "ConditionUnresolved"
     assert cause.failure.message.startswith("when of step 'b': ")
+
+
+@pytest.mark.parametrize(
+    ("reference", "named"),
+    [
+        (Input("order_id"), "the field 'order_id' of the input"),
+        (Output("a", "report"), "'report' of the output of 'a'"),
+        (Output("a"), "the output of 'a'"),
+    ],
+)
+def test_a_condition_on_what_is_in_the_payload_store_names_it(
+    reference: Input | Output, named: str
+) -> None:
+    """It is not fetched to decide: a small field of its own is what a rule may look at."""
+    kept = ticket("0" * 64, 1)
+    start = msgspec.structs.replace(START_TWO, input={**START_TWO.input, "order_id": kept})
+    definition = saga(step("a"), step("b", when=eq(reference, "x")), input=Orders).definition
+    told = Run(definition, succeeded("a", output={"report": kept}), start=start)
+    failure = told.known.step("b").failure
+    assert failure is not None
+    assert failure.message.startswith(f"when of step 'b': {named} is in the payload store")
 
 
 def test_a_skipped_step_has_the_output_that_its_readers_declare() -> None:
