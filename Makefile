@@ -43,9 +43,10 @@ setup: $(DEV)
 demo: $(RUNTIME)
 	$(BIN)/saga demo
 
-# Three processes, each with servers of its own: the tests mostly wait for processes.
+# Three processes, each with servers of its own: the tests mostly wait for processes. Files go to them in
+# the order of tests/order.py, and not by how many tests they have: the longest ones have few.
 test: $(DEV)
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check

@@ -2,8 +2,10 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.order import turn_of
 from tests.servers.process import servers_required
 
 pytest_plugins = ["tests.servers.fixtures"]
@@ -23,3 +25,8 @@ settings.register_profile(
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if servers_required() else "dev")
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest in front; within and behind them the order stays random."""
+    items.sort(key=lambda item: turn_of(item.path))

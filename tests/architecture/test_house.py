@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.order import LONGEST_FIRST
+
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def test_the_files_that_begin_first_exist() -> None:
+    """One that was renamed would silently have its turn at the end."""
+    assert [] == [one for one in LONGEST_FIRST if not (ROOT / "tests" / one).is_file()]
 
 
 def test_every_ignored_rule_has_its_reason() -> None:
