@@ -280,7 +280,10 @@ class Store(Protocol):
         """Ids of active sagas whose `wake_at` has come, the longest overdue first."""
 
     def postpone(self, saga_ids: Collection[str], until: datetime) -> None:
-        """Set the `wake_at` of active sagas, without reading them: they cannot be read now."""
+        """Set the `wake_at` of active sagas, without reading them: they cannot be read now.
+
+        Until they can, they do not wait for room either: nobody must stand behind them.
+        """
 
     def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
         """Outbox rows last handed out before `before`, in any order; they now count as of `now`.

@@ -192,6 +192,10 @@ class MemoryStore(Store):
             for saga in (self._sagas[id_] for id_ in set(saga_ids) & self._sagas.keys()):
                 if not saga.row.state.status.final:
                     saga.row = msgspec.structs.replace(saga.row, wake_at=until)
+            for saga_id in set(saga_ids) & self._slots.keys():
+                held = self._slots[saga_id]
+                taken = tuple(slot for slot in held.slots if not slot.waiting)
+                self._slots[saga_id] = msgspec.structs.replace(held, slots=taken)
 
     @override
     def ids_from(self, beginning: str, limit: int) -> list[str]:

@@ -49,6 +49,7 @@ from orchestrator.store.tables import (
     SAGA_EVENT,
     SAGA_KEPT,
     SAGA_OUTBOX,
+    SAGA_SLOT,
 )
 from shared.errors import DecodeError
 from shared.messages import Command
@@ -404,8 +405,10 @@ class SqlStore(Store):
         ids = rows.storable_ids(saga_ids)
         active = SAGA.c.status.in_([status.value for status in ACTIVE])
         later = sa.update(SAGA).where(SAGA.c.id.in_(ids), active).values(wake_at=until)
+        waiting = SAGA_SLOT.c.saga_id.in_(ids), SAGA_SLOT.c.waiting == 1
         with self.database.writing() as connection:
             connection.execute(later)
+            connection.execute(sa.delete(SAGA_SLOT).where(*waiting))
 
     @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:

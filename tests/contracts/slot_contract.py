@@ -53,6 +53,16 @@ class SlotContract:
         assert opener().commit([takes("d")], gates=TWO) == frozenset()
         assert store.crowds([GATE], 10)[GATE].in_flight == 2
 
+    def test_one_that_cannot_be_read_waits_no_more_and_keeps_what_it_holds(
+        self, opener: Opener
+    ) -> None:
+        """Who comes after it is the next one."""
+        store = opener()
+        store.commit([takes("a"), takes("b"), waits("c", 1), waits("d", 2)], gates=TWO)
+        store.postpone(["a", "c"], T0 + seconds(60))
+        crowd = opener().crowds([GATE], 10)[GATE]
+        assert (crowd.in_flight, [one[2] for one in crowd.waiting]) == (2, ["d"])
+
     def test_a_slot_is_given_and_taken_in_one_transaction(self, opener: Opener) -> None:
         """Whatever their order; a saga that goes from one attempt to the next needs no other."""
         store = opener()

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from orchestrator.catalog import Catalog
 from orchestrator.client import Client
-from orchestrator.core.definition import Saga, SubSaga
+from orchestrator.core.definition import Limit, Saga, SubSaga
 from orchestrator.core.definition import Step as AnyStep
 from orchestrator.engine import Engine
 from orchestrator.search import Filter
@@ -56,10 +56,14 @@ class Town:
         parent = Saga(
             name="parent", version=1, input=Order, steps=(AnyStep("c", SubSaga("test")),)
         )
+        one = Limit(in_flight=1)
+        narrow = Saga(
+            name="narrow", version=1, input=Order, steps=(step("only", limit=one),), limit=one
+        )
         self.engine = Engine(
             store=store,
             transport=self.transport,
-            catalog=Catalog([saga(step("a"), step("b")), parent]),
+            catalog=Catalog([saga(step("a"), step("b")), parent, narrow]),
             tracing=SagaTracing(system="memory", clock=self.clock),
             clock=self.clock,
         )
@@ -101,6 +105,17 @@ class Town:
             )
             self.broker.send(reply)
         self.handle()
+
+    def tell(self, saga_id: str, step: str, outcome: Ended) -> None:
+        """A saga is told how a step has ended."""
+        self.broker.send(
+            Reply(saga_id=saga_id, step=step, direction="action", attempt=1, outcome=outcome)
+        )
+        self.handle()
+
+    def sent(self, saga_id: str) -> int:
+        """How many steps of a saga have begun."""
+        return len(self.client.row(saga_id).state.steps)
 
     def handle(self) -> None:
         """Take what is there."""
@@ -204,3 +219,19 @@ def test_a_damaged_sub_saga_is_asked_again(town: Town) -> None:
     assert {one["saga_id"] for one in told} == {child}
     assert len(told) >= 2  # by its timer, and by its parent
     assert town.status(parent) == "running"
+
+
+def test_a_damaged_saga_that_waits_for_room_stands_in_front_of_nobody(town: Town) -> None:
+    """Once it can be read it waits again, and is let in."""
+    first, bad, last = (town.client.start("narrow", {}).row.saga_id for _ in range(3))
+    whole = town.text("saga", bad, DAMAGED)
+    town.tell(first, "only", Succeeded())
+    town.engine.admit()
+    town.engine.admit()
+    assert (town.status(first), town.sent(last)) == ("completed", 1)
+    town.text("saga", bad, whole)
+    town.tell(last, "only", Succeeded())
+    town.now += READ_AGAIN
+    town.engine.tick(10)
+    town.engine.admit()
+    assert town.sent(bad) == 1
