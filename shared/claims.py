@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from shared import codec
-from shared.errors import DecodeError, InputError, PayloadTooLarge
+from shared.errors import DecodeError, InputError, PayloadStoreUnavailable, PayloadTooLarge
 from shared.payload_store import PayloadStore
 from shared.sealing import KeyRing, ring
 from shared.settings import Settings, settings
@@ -158,11 +158,22 @@ class Claims:
             self.store.copy(digest, source, target)
 
     def reseal(self) -> int:
-        """Seal everything with the first key; returns how much."""
+        """Seal everything with the first key, while sagas run; returns how much.
+
+        Raises:
+            PayloadStoreUnavailable: The store cannot be reached.
+            DecodeError: Something is damaged, or encrypted with an unknown key.
+        """
         count = 0
         for saga_id in self.store.sagas():
             for digest in self.store.digests(saga_id):
-                text = self._keys.reseal_text(self.store.read(saga_id, digest).decode())
+                try:
+                    sealed = self.store.read(saga_id, digest).decode()
+                except PayloadStoreUnavailable:
+                    if saga_id in self.store.sagas():
+                        raise
+                    continue  # purged meanwhile
+                text = self._keys.reseal_text(sealed)
                 self.store.write(saga_id, digest, text.encode(), anew=True)
                 count += 1
         return count

@@ -44,10 +44,10 @@ def purge(
     """Delete sagas that ended long ago, with their histories, in batches.
 
     Sagas that run or are stuck are never deleted. An interrupted purge goes on with the next one.
-    Large payloads of a saga go with it, out of the payload store. --leftovers takes along what an
-    interrupted purge, or a start that failed, has left there more than a day ago; never give it
-    where another system keeps payloads in the same place. It asks before it deletes what ended
-    less than an hour ago.
+    It asks before it deletes what ended less than an hour ago. Large payloads of a saga go with it,
+    out of the payload store. --leftovers takes along what an interrupted purge, or a start that
+    failed, has left there more than a day ago; never give it where another system keeps payloads in
+    the same place.
     """
     from orchestrator.retention import archive_to
 
@@ -85,7 +85,7 @@ def purge(
     would = "would be " if dry_run else ""
     output.show([output.line(f"{deleted} sagas {would}deleted.")])
     if swept:
-        output.show([output.line(f"Payloads that {swept} others had left were deleted.")])
+        output.show([output.line(f"Payloads of {swept} sagas that do not exist deleted.")])
 
 
 def _confirm(sagas: int) -> None:

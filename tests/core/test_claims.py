@@ -142,6 +142,28 @@ def test_kept_values_are_sealed_and_every_key_opens_them(tmp_path: Path) -> None
     assert {"a": LARGE} == claims_in(folder, NEW).fetch(kept, "s-1")
 
 
+def test_what_is_purged_while_it_is_resealed_is_left_out(
+    claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But nothing is left out that is there and cannot be read."""
+    claims.kept({"a": LARGE}, "s-1", "It")
+    claims.kept({"a": LARGE}, "s-2", "It")
+    listed = claims.store.digests
+
+    def purged(saga_id: str) -> list[str]:
+        found = listed(saga_id)
+        if saga_id == "s-1":
+            claims.store.delete(saga_id)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.store, "digests", purged)
+        assert 1 == claims.reseal()
+    monkeypatch.setattr(claims.store, "digests", lambda _: ["0" * 64])
+    with pytest.raises(PayloadStoreUnavailable):
+        claims.reseal()
+
+
 def test_a_value_is_copied_to_another_saga_whatever_becomes_of_the_first(claims: Claims) -> None:
     """What neither of them has is not there, for now at least."""
     kept = claims.kept({"a": LARGE}, "s-1", "It")
