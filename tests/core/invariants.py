@@ -148,7 +148,7 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
             assert not (back and phases[planned.name] is Phase.RUNNING), "it waits in vain"
             assert phases[planned.name] not in {Phase.RETRYING, Phase.UNDOING}
     flying = [name for name, phase in phases.items() if phase in IN_FLIGHT | WAITING]
-    if state.paused:
+    if state.paused or state.full:
         _check_paused(definition, state, wake_at)
         return
     if wake_at is None:
@@ -159,7 +159,7 @@ def check_rest(definition: Definition, state: SagaState, wake_at: datetime | Non
         late = wake_at == state.deadline_at and state.cause is None
         assert flying or state.not_before or late, "woken for nothing"
         asked_at = [inquiry.at for inquiry in state.inquiries.values()]
-        assert state.full or wake_at <= min(asked_at, default=wake_at), "asked too late"
+        assert wake_at <= min(asked_at, default=wake_at), "asked too late"
     if not state.backward:
         assert not (back and Phase.RUNNING not in phases.values()), "compensation did not begin"
         for planned in definition.steps:
@@ -667,7 +667,11 @@ def _status(definition: Definition, state: SagaState) -> Status:
     """The status that the phases of the steps ask for."""
     # Stuck before the pivot, and with a cause by now: until what is in flight has ended.
     until_it_turns = not state.backward and any(one.stuck for one in state.steps.values())
-    if until_it_turns or any(_given_up(definition, state, one) for one in definition.steps):
+    if (
+        state.full
+        or until_it_turns
+        or any(_given_up(definition, state, one) for one in definition.steps)
+    ):
         resolved = state.status is Status.RESOLVED
         return Status.RESOLVED if resolved else Status.STUCK
     steps = [state.step(planned.name) for planned in definition.steps]

@@ -34,6 +34,7 @@ class Total(NamedTuple):
     runs: int
     sagas: int
     statuses: Counter[str]
+    held: int
     features: Counter[str]
     fired: Counter[str]
     conflicts: int
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.seed is not None:
         return _again(given.seed, whole=given.whole)
     began = time.monotonic()
-    total = Total(0, 0, Counter(), Counter(), Counter(), 0, [])
+    total = _nothing()
     said = began
     for part in _totals(given.first, given.seeds, given.processes):
         total = _sum(total, part)
@@ -81,17 +82,21 @@ def _some(bounds: tuple[int, int]) -> Total:
     if not gc.get_freeze_count():
         gc.set_threshold(OBJECTS_UNTIL_COLLECTED)
         gc.freeze()  # what has been imported stays: it need not be looked at again
-    total = Total(0, 0, Counter(), Counter(), Counter(), 0, [])
+    total = _nothing()
     for seed in range(*bounds):
         total = _sum(total, _one(simulate(seed)))
     return total
+
+
+def _nothing() -> Total:
+    return Total(0, 0, Counter(), 0, Counter(), Counter(), 0, [])
 
 
 def _one(run: Finding) -> Total:
     statuses = Counter({status.value: count for status, count in run.statuses.items()})
     fired = Counter(fault.kind for fault in run.fired)
     broken = [run.seed] if run.problems else []
-    return Total(1, run.sagas, statuses, run.features, fired, run.conflicts, broken)
+    return Total(1, run.sagas, statuses, run.held, run.features, fired, run.conflicts, broken)
 
 
 def _sum(one: Total, other: Total) -> Total:
@@ -102,6 +107,7 @@ def _sum(one: Total, other: Total) -> Total:
         one.runs + other.runs,
         one.sagas + other.sagas,
         one.statuses,
+        one.held + other.held,
         one.features,
         one.fired,
         one.conflicts + other.conflicts,
@@ -113,6 +119,8 @@ def _report(total: Total, seconds: float, processes: int) -> None:
     per_second = total.sagas / seconds
     print(f"runs        {total.runs}")
     print(f"sagas       {total.sagas}: {_counted(total.statuses)}")
+    if total.held:
+        print(f"held up     {total.held} of them wait for a sub-saga that is stuck")
     print(f"rate        {per_second:.0f} sagas/s in {processes} processes, {seconds:.1f} s")
     print(f"conflicts   {total.conflicts}")
     print(f"features    {_counted(total.features)}")

@@ -10,14 +10,14 @@ from typing_extensions import override
 from orchestrator.catalog import Catalog
 from orchestrator.coordinator import Coordinator
 from orchestrator.core.definition import Saga
-from orchestrator.core.events import Trace
+from orchestrator.core.events import ForkedFrom, Trace
 from orchestrator.core.messages import Resolve, Resume, RetryNow, Signal
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine
 from orchestrator.ports import Delivery
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import Held
-from shared.errors import NotAllowed, UnavailableError, UnknownSaga
+from shared.errors import KeyConflict, NotAllowed, UnavailableError, UnknownSaga
 from shared.ids import derived_span_id
 from shared.messages import (
     TASK_UNKNOWN,
@@ -38,7 +38,7 @@ from shared.messages import (
 )
 from tests.simulation.barrier import Database
 from tests.simulation.definitions import example_input
-from tests.simulation.plan import Ask, Cancel, Start
+from tests.simulation.plan import Ask, Cancel, Fork, Start
 from tests.simulation.world import (
     LATENCY_S,
     REDELIVERY_MAX_S,
@@ -153,6 +153,7 @@ class EngineProcess(Process):
             catalog=Catalog(self._sagas),
             tracing=tracing,
             clock=self.clock,
+            limits=self.world.limits,
         )
         return self._engine
 
@@ -265,11 +266,31 @@ class Client(EngineProcess):
                     engine.cancel(saga_id, reason="changed my mind", by=self.name)
                 case Signal(name=name, data=data):
                     engine.signal(saga_id, name, data, by=self.name)
+                case Fork():
+                    self._fork(engine, saga_id, asked.number, what)
                 case _:
                     engine.operate(saga_id, what)
             self._settle(engine)
-        except (NotAllowed, UnknownSaga, UnavailableError) as error:
+        except (NotAllowed, UnknownSaga, UnavailableError, KeyConflict) as error:
             self.world.note(f"cannot {type(what).__name__}: {type(error).__name__}")
+
+    def _fork(self, engine: SimulatedEngine, saga_id: str, number: int, fork: Fork) -> None:
+        forked = self.world.forked
+        source = forked.get(number, saga_id)
+        row = self.world.store.load([source]).get(source)
+        if row is None:
+            raise UnknownSaga(f"There is no saga {source!r}.")
+        self._tries += 1
+        new_id = f"fork-{number}-{self.name}-{self._tries}"
+        asked = StartRequest(
+            name=row.state.name,
+            input=row.state.input,
+            key=fork.key,
+            saga_id=new_id,
+            traceparent=_traceparent(new_id, sampled=row.state.trace.sampled),
+        )
+        what = ForkedFrom(saga_id=source, step=fork.step, by=self.name)
+        forked[number] = engine.fork(what, asked).row.saga_id
 
     def _settle(self, engine: SimulatedEngine) -> None:
         try:
@@ -321,15 +342,19 @@ class Duty(EngineProcess):
 def request(start: Start, who: str = "message") -> StartRequest:
     """A start as a message, its ids derived."""
     saga_id = f"saga-{start.number}" if who == "message" else f"saga-{start.number}-{who}"
-    trace_id = derived_span_id(saga_id, "trace") * 2
-    flags = "01" if start.sampled else "00"
     return StartRequest(
         name=start.saga.name,
         input=example_input(start.saga),
         key=start.key,
         saga_id=saga_id,
-        traceparent=f"00-{trace_id}-{derived_span_id(saga_id, 'caller')}-{flags}",
+        traceparent=_traceparent(saga_id, sampled=start.sampled),
     )
+
+
+def _traceparent(saga_id: str, *, sampled: bool) -> str:
+    """The caller's trace."""
+    trace_id, span_id = derived_span_id(saga_id, "trace") * 2, derived_span_id(saga_id, "caller")
+    return f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"
 
 
 class Participant(Process):

@@ -22,6 +22,11 @@ REFUSAL: Final = Failure(
 )
 
 
+def doer_of(command: Command) -> str:
+    """The saga whose effect it is about: a fork undoes what another one has done."""
+    return command.origin_id or command.saga_id
+
+
 class Ledger:
     """What happened in the world, for each step of each saga.
 
@@ -38,11 +43,11 @@ class Ledger:
 
     def committed(self, command: Command, *, worked: bool) -> None:
         """A transaction of a participant ended well."""
-        step = (command.saga_id, command.step)
+        step = (doer_of(command), command.step)
         if command.direction == "compensation":
             self._compensated.add(step)
             if worked:
-                self._undone.append(step)
+                self._undone.append((command.saga_id, command.step))
         elif worked and step in self._compensated:
             self.problems.append(f"{step}: its action happened after its compensation had won")
         if worked:
@@ -51,7 +56,7 @@ class Ledger:
             )
 
     def undone(self, saga_id: str) -> list[str]:
-        """Steps of a saga, in the order in which they were undone."""
+        """Steps that a saga has undone, in that order; a fork also those of the saga before it."""
         return [step for saga, step in self._undone if saga == saga_id]
 
     def count(self, saga_id: str, step: str, effect: str) -> int:
@@ -80,7 +85,7 @@ class Database:
             transaction.end()
 
     def _action(self, transaction: "_Transaction", command: Command, work: Work) -> Outcome:
-        key: Key = (command.saga_id, command.step, "action")
+        key: Key = (doer_of(command), command.step, "action")
         if not transaction.claim(key):
             match self.stored(key):
                 case Tombstone():
@@ -97,10 +102,10 @@ class Database:
         return outcome
 
     def _compensation(self, transaction: "_Transaction", command: Command, work: Work) -> Outcome:
-        own: Key = (command.saga_id, command.step, "compensation")
+        own: Key = (doer_of(command), command.step, "compensation")
         if not transaction.claim(own):
             return self.rows[own]  # type: ignore[return-value]  # only successes are kept
-        action: Key = (command.saga_id, command.step, "action")
+        action: Key = (doer_of(command), command.step, "action")
         if transaction.claim(action):
             transaction.put(action, Tombstone())
             transaction.put(own, Succeeded())

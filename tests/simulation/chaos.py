@@ -38,6 +38,8 @@ CHANCES: Final[Mapping[str, float]] = {
     "cancel": 0.08,
     "operate": 0.12,
     "start twice": 0.10,
+    "fork": 0.06,
+    "small history": 0.05,
 }
 """How often each kind strikes when it is asked about, in a run of the usual mood."""
 

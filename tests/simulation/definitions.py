@@ -28,6 +28,9 @@ from shared.backoff import Backoff
 from shared.contract import Event
 
 SUB_SAGAS: Final = 6
+WITH_PIVOT: Final = 3
+"""So many more have a pivot: who is past it cannot be undone."""
+
 SIGNAL: Final = "go"
 KINDS: Final = 400
 """Different random definitions; a seed chooses among them, since making one is slow."""
@@ -65,23 +68,27 @@ def below(sagas: Iterable[Saga]) -> tuple[Saga, ...]:
         for step in saga.steps
         if isinstance(step.action, SubSaga)
     }
-    return tuple(_sub_saga(number) for number in range(SUB_SAGAS) if f"sub-{number}" in names)
+    numbers = range(SUB_SAGAS + WITH_PIVOT)
+    return tuple(_sub_saga(number) for number in numbers if f"sub-{number}" in names)
 
 
 @cache
 def _sub_saga(number: int) -> Saga:
-    """One or two steps that can be undone."""
+    """One or two steps that can be undone; and then perhaps a pivot, and one step after it."""
     random = Random(f"sub-saga:{number}")
+    size = random.choice((1, 2))
+    pivot = size if number >= SUB_SAGAS else None
     steps = tuple(
         Step(
             f"s{index}",
             f"below.s{index}",
-            f"below.undo-s{index}",
-            retry=_retry(random, beyond=False),
+            f"below.undo-s{index}" if index < size else random.choice((None, NOTHING_TO_UNDO)),
+            pivot=index == pivot,
+            retry=_retry(random, beyond=index > size),
             compensation_retry=_retry(random, beyond=True),
             timeout=timedelta(seconds=random.choice((0.5, 1, 2))),
         )
-        for index in range(random.choice((1, 2)))
+        for index in range(size if pivot is None else size + 2)
     )
     return Saga(name=f"sub-{number}", version=1, input=Items, steps=steps)
 
@@ -122,6 +129,7 @@ def random_saga(number: int) -> Saga:
             if random.random() < 0.1:
                 wanted = eq(Input("order_id"), random.choice(("o-1", "o-2")))
                 steps[-1] = msgspec.structs.replace(steps[-1], when=wanted)
+    steps = [_undo_of(step, steps) for step in steps]
     random.shuffle(steps)
     deadline = random.choice((None, None, 2, 5, 15))
     return Saga(
@@ -132,6 +140,15 @@ def random_saga(number: int) -> Saga:
         deadline=None if deadline is None else timedelta(seconds=deadline),
         publishes=_publishes(random, steps) if random.random() < 0.4 else {},
     )
+
+
+def _undo_of(step: Step, steps: Sequence[Step]) -> Step:
+    """The same step; one whose saga has a pivot need not be undone, unless it is the last one."""
+    action = step.action
+    pivoted = isinstance(action, SubSaga) and int(action.name.removeprefix("sub-")) >= SUB_SAGAS
+    if pivoted and any(step.name in (other.after or ()) for other in steps):
+        return msgspec.structs.replace(step, compensation=NOTHING_TO_UNDO)
+    return step
 
 
 def _publishes(random: Random, steps: Sequence[Step]) -> dict[str, Any]:
@@ -149,7 +166,7 @@ def _other_work(random: Random, step: Step) -> Step:
         wait = {"action": Sleep(lasts=lasts), "compensation": None, "payload": None}
         return msgspec.structs.replace(step, **wait, timeout=None)
     if kind < 0.15:
-        sub_saga = SubSaga(f"sub-{random.randrange(SUB_SAGAS)}")
+        sub_saga = SubSaga(f"sub-{random.randrange(SUB_SAGAS + WITH_PIVOT)}")
         timeout = timedelta(seconds=random.choice((4, 20)))
         payload = {"order_id": Input("order_id"), "items": Input("items")}
         return msgspec.structs.replace(

@@ -49,7 +49,14 @@ class Ask(NamedTuple):
     number: int
     at: float
     by: Literal["client-1", "client-2", "message"]
-    what: Operator | Signal
+    what: "Operator | Signal | Fork"
+
+
+class Fork(NamedTuple):
+    """Somebody forks the saga of a start, or the last fork of it, from a step of it."""
+
+    step: str
+    key: str | None
 
 
 class Plan(NamedTuple):
@@ -89,6 +96,8 @@ def make_plan(seed: int, chaos: Chaos) -> Plan:
             cancels.append(Cancel(number, at, random.choice(("client-1", "client-2", "message"))))
         if chaos.strikes("operate"):
             asks += _operations(random, start)
+        if chaos.strikes("fork"):
+            asks += _forks(random, start)
         if any(isinstance(step.action, WaitFor) for step in start.saga.steps):
             asks += _signals(random, start)
     return Plan(
@@ -117,6 +126,16 @@ def _operations(random: Random, start: Start) -> Iterator[Ask]:
             )
         )
         yield Ask(start.number, at, random.choice(("client-1", "client-2")), what)
+
+
+def _forks(random: Random, start: Start) -> Iterator[Ask]:
+    """A few tries: most sagas have ended by then, and the first one that succeeds is forked again."""
+    key = random.choice((None, f"fork-{start.number}"))
+    at = start.at
+    for _ in range(random.randint(1, 4)):
+        at += random.expovariate(1)
+        step = random.choice(start.saga.steps).name
+        yield Ask(start.number, at, random.choice(("client-1", "client-2")), Fork(step, key))
 
 
 def _signals(random: Random, start: Start) -> Iterator[Ask]:

@@ -10,14 +10,17 @@ from orchestrator.core.events import (
     Recorded,
     SagaCompensated,
     SagaCompleted,
+    SagaForked,
     SagaResolved,
     SagaStuck,
+    StepCopied,
     StepDispatched,
     StepFailed,
     StepRejected,
     StepSucceeded,
     StepTimedOut,
     TaskUnknown,
+    UndoRefused,
     UndoRequested,
 )
 from orchestrator.core.plan import plan_of
@@ -41,13 +44,14 @@ def broken_rules(world: World, definitions: dict[tuple[str, int], Definition]) -
             yield f"{saga_id}: {problem}"
     for saga_id, row in rows.items():
         parent = row.state.parent and rows.get(row.state.parent.saga_id)
-        undone = (
-            parent
-            and parent.state.status is Status.COMPENSATED
-            and not (row.state.parent and parent.state.step(row.state.parent.step).by_hand)
-        )
-        if undone and row.state.status is Status.COMPLETED:
-            yield f"{saga_id} stands, though the saga that it is a step of is undone"
+        if parent and row.state.parent and row.state.status is Status.COMPLETED:
+            plan = plan_of(definitions[parent.state.name, parent.state.version], parent.state)
+            name = row.state.parent.step
+            stays = isinstance(plan.by_name[name].compensation, NothingToUndo)
+            excused = stays or parent.state.step(name).by_hand
+            if parent.state.status is Status.COMPENSATED and not excused:
+                yield f"{saga_id} stands, though the saga that it is a step of is undone"
+        yield from _fork_problems(definitions[row.state.name, row.state.version], row, rows)
     for letter in world.store.dead_letters(1000):
         if letter.task == "saga.reply":
             yield f"a reply in the dead letters: {letter.reason}"
@@ -84,6 +88,30 @@ def held_up(rows: Mapping[str, SagaRow], *, paused: bool = False) -> set[str]:
     return held
 
 
+def _fork_problems(
+    definition: Definition, row: SagaRow, rows: Mapping[str, SagaRow]
+) -> Iterator[str]:
+    """What can be undone belongs to one saga: to the last one that has taken it over."""
+    plan = plan_of(definition, row.state)
+    for name, step in row.state.steps.items():
+        if plan.by_name[name].undo_task is None:
+            continue
+        heir = rows.get(step.heir) if step.heir else None
+        if step.heir and (heir is None or heir.state.step(name).origin is None):
+            yield f"{row.saga_id}: {name} belongs to {step.heir}, which does not have it"
+        if step.origin and step.success and not step.heir:
+            others = [
+                other.saga_id
+                for other in rows.values()
+                if other.saga_id != row.saga_id
+                and other.state.done_by(name) == step.origin.saga_id
+                and other.state.step(name).success
+                and not other.state.step(name).heir
+            ]
+            if others:
+                yield f"{name} of {step.origin.saga_id} belongs to {row.saga_id} and to {others}"
+
+
 def _of_one(
     world: World,
     definition: Definition,
@@ -97,18 +125,28 @@ def _of_one(
         yield "the row is not the fold of its history"
     if [one.sequence for one in history] != list(range(1, row.sequence + 1)):
         yield "the history has a gap"
-    if not (state.status.final or state.status is Status.STUCK or held):
-        yield f"it neither ends nor is stuck: {state.status}"
+    if not (state.status.final or state.status is Status.STUCK):
+        # The one excuse: its sub-saga is stuck, and nothing else is left to do.
+        if not held:
+            yield f"it neither ends nor is stuck: {state.status}"
+        elif not world.store.only_asks(state):
+            yield f"it waits for a sub-saga that is stuck, and for something else: {row.wake_at}"
     ends = [index for index, event in enumerate(events) if isinstance(event, _ENDS)]
     for index in ends:
-        # A sub-saga that had ended is undone when its parent wants that.
-        if index != len(events) - 1 and not isinstance(events[index + 1], UndoRequested):
-            yield f"something happens after the end: {events[index + 1 :]}"
+        # A saga that had ended may be forked; a sub-saga is undone when its parent wants that, or
+        # says that it cannot be.
+        noted = SagaForked | UndoRefused
+        later = [one for one in events[index + 1 :] if not isinstance(one, noted)]
+        if later and not isinstance(later[0], UndoRequested):
+            yield f"something happens after the end: {later}"
     try:
         check_rest(plan_of(definition, state), state, row.wake_at)
     except AssertionError as error:
         yield f"at rest: {error}"
     yield from _stuck_problems(state.status, history)
+    too_long = [one for one in history if one.sequence > world.limits.events_max]
+    if any(isinstance(one.event, StepDispatched) for one in too_long):
+        yield f"something begins after {world.limits.events_max} events"
     yield from _pivot_problems(definition, history)
     yield from _effect_problems(world, definition, row)
     if not held:
@@ -141,6 +179,8 @@ def _pivot_problems(definition: Definition, history: Sequence[Recorded]) -> Iter
         match recorded.event:
             case StepSucceeded(step=step, direction="action") if not backward:
                 passed = passed or (definition.pivot is not None and step == definition.pivot.name)
+            case StepCopied(step=step):
+                passed = passed or (definition.pivot is not None and step == definition.pivot.name)
             case CompensationStarted():
                 backward = True
                 if passed:
@@ -157,7 +197,10 @@ def _effect_problems(world: World, definition: Definition, row: SagaRow) -> Iter
         if not planned.task:
             continue
         name, phase = planned.name, state.step(planned.name).phase
-        done, undone = (ledger.count(row.saga_id, name, what) for what in ("do", "undo"))
+        if state.step(name).heir:
+            continue  # it is looked at in the saga to which it belongs by now
+        doer = state.done_by(name)
+        done, undone = (ledger.count(doer, name, what) for what in ("do", "undo"))
         if done > 1 or undone > 1:
             yield f"{name} happened {done} times and was undone {undone} times"
         if state.step(name).by_hand:

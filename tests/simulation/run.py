@@ -39,6 +39,8 @@ class Finding(NamedTuple):
         fired: What went wrong.
         problems: The rules that were broken; empty when all is well.
         statuses: How the sagas ended.
+        held: How many of those that have neither ended nor are stuck wait for a sub-saga that is
+            stuck, or waits itself: they go on when somebody has looked after that.
         features: How often what happened, from the histories and the broker.
         trace: What happened, where that was recorded.
     """
@@ -47,6 +49,7 @@ class Finding(NamedTuple):
     plan: Plan
     sagas: int
     statuses: Counter[Status]
+    held: int
     features: Counter[str]
     fired: list[Fault]
     problems: list[str]
@@ -141,11 +144,14 @@ class Run:
                 if saga_id not in known
             ]
         statuses = world.store.count_by_status()
+        rows = {saga_id: row for saga_id, (row, _) in world.store.everything().items()}
+        held = [one for one in held_up(rows) if rows[one].state.status is not Status.STUCK]
         return Finding(
             self.seed,
             self.plan,
             sum(statuses.values()),
             Counter(statuses),
+            len(held),
             self._features(),
             world.chaos.fired,
             problems,

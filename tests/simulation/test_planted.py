@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from random import Random
 from typing import Any
 
 import msgspec
@@ -10,9 +11,10 @@ from typing_extensions import override
 
 from orchestrator.batch import Batch
 from orchestrator.coordinator import Coordinator
-from orchestrator.core.definition import Definition
+from orchestrator.core import between
+from orchestrator.core.definition import Definition, SubSaga
 from orchestrator.core.events import Recorded, StepTimedOut
-from orchestrator.core.limits import Limit
+from orchestrator.core.limits import Limit, Limits
 from orchestrator.ports import (
     NO_GATES,
     NOTHING_TRACED,
@@ -25,7 +27,9 @@ from orchestrator.ports import (
 from shared.ids import derived_span_id
 from shared.messages import Command, Outcome, Succeeded
 from tests.simulation.actors import Plants, SimulatedEngine, SimulatedTracing
-from tests.simulation.barrier import Database, Key, Work
+from tests.simulation.barrier import Database, Key, Work, doer_of
+from tests.simulation.definitions import KINDS, SUB_SAGAS, WITH_PIVOT, random_saga
+from tests.simulation.plan import Cancel, Plan, Start
 from tests.simulation.run import Finding, simulate
 from tests.simulation.shrink import shrink
 from tests.simulation.world import SimulatedStore
@@ -63,7 +67,7 @@ class ForgetsTombstones(Database):
 
     @override
     def _compensation(self, transaction: Any, command: Command, work: Work) -> Outcome:
-        if (command.saga_id, command.step, "action") in self.rows:
+        if (doer_of(command), command.step, "action") in self.rows:
             return super()._compensation(transaction, command, work)
         transaction.commit(command, worked=False)
         return Succeeded()
@@ -74,7 +78,7 @@ class LetsDuplicatesThrough(Database):
 
     @override
     def _action(self, transaction: Any, command: Command, work: Work) -> Outcome:
-        key: Key = (command.saga_id, command.step, "action")
+        key: Key = (doer_of(command), command.step, "action")
         if key in self.rows:
             return super()._action(transaction, command, work)
         outcome = work(command, None)
@@ -82,6 +86,21 @@ class LetsDuplicatesThrough(Database):
             transaction.put(key, outcome)
             transaction.commit(command, worked=True)
         return outcome
+
+
+class ForgetsOrigins(Database):
+    """A participant that undoes in the name of the fork what another saga has done."""
+
+    @override
+    def run(self, command: Command, work: Work) -> Outcome:
+        return super().run(msgspec.structs.replace(command, origin_id=""), work)
+
+
+class Unlimited(SimulatedEngine):
+    """Knows no limit of the history."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**{**parts, "limits": Limits()})
 
 
 class PlantedStore(SimulatedStore):
@@ -182,6 +201,8 @@ def first_finding(plants: Plants, problem: str) -> Finding:
         (Plants(store=LosesEvents), "not the fold of its history"),
         (Plants(store=LosesUpdates), "the history has a gap"),
         (Plants(tracing=OneRootEach), "a root span with another id"),
+        (Plants(database=ForgetsOrigins), "was done 1 and undone 0 times"),
+        (Plants(engine=Unlimited), "something begins after"),
     ],
     ids=[
         "publish first",
@@ -192,11 +213,50 @@ def first_finding(plants: Plants, problem: str) -> Finding:
         "lost event",
         "lost update",
         "many roots",
+        "no origin",
+        "no limit",
     ],
 )
 def test_a_planted_bug_is_found(plants: Plants, problem: str) -> None:
     """Within a few runs, and by the rule that it breaks."""
     assert first_finding(plants, problem)
+
+
+def cancelled_at_the_end(seed: int) -> Plan:
+    """Sagas whose last step is a saga with a pivot, each cancelled while it runs."""
+    random = Random(f"{seed}:cancelled")
+    pivoted = {f"sub-{SUB_SAGAS + number}" for number in range(WITH_PIVOT)}
+    sagas = [
+        saga
+        for saga in map(random_saga, range(KINDS))
+        for step in saga.steps
+        if isinstance(step.action, SubSaga)
+        and step.action.name in pivoted
+        and step.compensation is None
+    ]
+    starts = [
+        Start(number, random.random(), random.choice(sagas), "client-1", None, sampled=True)
+        for number in range(12)
+    ]
+    cancels = [Cancel(one.number, one.at + random.uniform(0, 0.2), "client-2") for one in starts]
+    return Plan(tuple(sorted(starts, key=_at)), tuple(sorted(cancels, key=_at)), (), 12.0)
+
+
+def _at(item: Start | Cancel) -> float:
+    return item.at
+
+
+def test_a_sub_saga_past_its_pivot_that_counts_as_undone_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has to refuse when its parent, which was cancelled, wants it undone."""
+    plans = [(seed, cancelled_at_the_end(seed)) for seed in range(5)]
+    runs = [simulate(seed, plan=plan) for seed, plan in plans]
+    assert not any(run.problems for run in runs)
+    assert sum(run.features["undo_refused"] for run in runs)
+    monkeypatch.setattr(between, "_past_pivot", lambda _reason: Succeeded())
+    problems = [one for seed, plan in plans for one in simulate(seed, plan=plan).problems]
+    assert any("stands, though the saga that it is a step of is undone" in one for one in problems)
 
 
 def test_a_finding_is_told_by_the_shortest_trace() -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from orchestrator.coordinator import RETRACE_INTERVAL, SETTLE_INTERVAL, SWEEP_INTERVAL
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Recorded, about, tag_of
-from orchestrator.core.limits import Limit
+from orchestrator.core.limits import Limit, Limits
 from orchestrator.core.state import SagaState, Status
 from orchestrator.core.timers import wake_at
 from orchestrator.ports import (
@@ -108,6 +108,11 @@ class World:
         """Attempts that have been delivered: whether no worker knew their task."""
         self.waiting: dict[SimulatedTransport, Actor] = {}
         """Who waits for a message."""
+        self.forked: dict[int, str] = {}
+        """The last fork of the saga of a start, by its number."""
+        self.limits = Limits()
+        if (small := chaos.draw("small history")) is not None:
+            self.limits = Limits(events_max=int(4 + small.force * 16))
         self.record = record
         self.trace: list[str] = []
 
