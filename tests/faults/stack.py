@@ -19,6 +19,7 @@ from orchestrator.engine import Started
 from shared import faults, names
 from shared.settings import Settings
 from tests.e2e.saga_dev import SAGA, environment
+from tests.servers.preloaded import COMMANDS, Ended
 from tests.servers.process import kill_tree, spawn
 from tests.waiting import wait_until
 from workers.examples import ledger
@@ -180,6 +181,10 @@ class Stack:
     def use(self, **env: str) -> None:
         """Other variables for what is started from now on."""
         self._env |= env
+
+    def run(self, *arguments: str) -> Ended:
+        """Run a ``saga`` command to its end."""
+        return COMMANDS.run(arguments, cwd=self.home, env=self._env)
 
     def saga(self, *arguments: str) -> "subprocess.Popen[str]":
         """Start a ``saga`` command."""

@@ -78,10 +78,9 @@ def test_saga_whose_task_no_worker_knows_is_stuck_until_one_does(make_stack: Mak
     kill_tree(stack.processes.pop("participants"))
     stack.deploy("tests.faults.answering", "payment")
     options = ("--error", TASK_UNKNOWN, "--yes", "--reason", "deployed", "--json")
-    with stack.saga("retry", *options) as process:
-        asked, errors = process.communicate(timeout=30)
-    assert process.returncode == 0, errors
-    assert {first, child} == {one["saga_id"] for one in json.loads(asked)}
+    asked = stack.run("retry", *options)
+    assert asked.returncode == 0, asked.stderr
+    assert {first, child} == {one["saga_id"] for one in json.loads(asked.stdout)}
     for saga_id in (first, child, parent):
         assert stack.client.wait(saga_id, ENDED_WITHIN).state.status is Status.COMPLETED
 

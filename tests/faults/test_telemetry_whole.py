@@ -24,12 +24,11 @@ def saga(stack: Stack, *arguments: str, **env: str) -> str:
     """What a ``saga`` command says, on both of its outputs."""
     kept, stack._env = stack._env, {**stack._env, **env}
     try:
-        command = stack.saga(*arguments)
+        command = stack.run(*arguments)
     finally:
         stack._env = kept
-    out, err = command.communicate(timeout=60)
-    assert command.returncode == 0, err
-    return out + err
+    assert command.returncode == 0, command.stderr
+    return command.stdout + command.stderr
 
 
 def start(stack: Stack, name: str, given: dict[str, Any], **env: str) -> dict[str, Any]:

@@ -23,17 +23,12 @@ SAGAS: tuple[tuple[dict[str, Any], str, int], ...] = (
 
 def start(stack: Stack) -> list[dict[str, Any]]:
     """Start the sagas as a user does: the ``saga.start`` span comes from the command's process."""
-    commands = [
-        stack.saga(
-            "start", "place-order", "--json", "--input", json.dumps({"order_id": "o", **one})
-        )
-        for one, _, _ in SAGAS
-    ]
     found = []
-    for command in commands:
-        out, err = command.communicate(timeout=60)
-        assert command.returncode == 0, err
-        found.append(json.loads(out))
+    for one, _, _ in SAGAS:
+        given = json.dumps({"order_id": "o", **one})
+        command = stack.run("start", "place-order", "--json", "--input", given)
+        assert command.returncode == 0, command.stderr
+        found.append(json.loads(command.stdout))
     return found
 
 

@@ -33,10 +33,9 @@ def booked(home: Path, saga_id: str) -> set[str]:
 def begin(stack: Stack, *, price: int) -> str:
     """Start a trip, and complete its car by token as soon as it was ordered."""
     given = {"hotels": ["Ritz", "Savoy", "Adlon"], "price": price}
-    command = stack.saga("start", "book-trip", "--json", "--input", json.dumps(given))
-    out, err = command.communicate(timeout=60)
-    assert command.returncode == 0, err
-    saga_id: str = json.loads(out)["saga_id"]
+    command = stack.run("start", "book-trip", "--json", "--input", json.dumps(given))
+    assert command.returncode == 0, command.stderr
+    saga_id: str = json.loads(command.stdout)["saga_id"]
     stack.client.complete(token_of(stack, saga_id), {"cab": 7})
     await_phase(stack, saga_id, "approval", Phase.RUNNING)
     return saga_id
@@ -144,8 +143,7 @@ def travel(stack: Stack, trip: str) -> None:
         return tickets.progress
 
     wait_until(lambda: progress() == {"printed": 1}, timeout=30, what="a sign of life")
-    shown, _ = stack.saga("show", trip).communicate(timeout=60)
-    assert "printed" in shown
+    assert "printed" in stack.run("show", trip).stdout
     (stack.home / HELD).unlink()
 
 
