@@ -93,6 +93,9 @@ def test_a_paused_saga_does_not_wake_for_a_retry() -> None:
     run.wait(LONG)
     assert run.tell(Tick()).events == ()
     assert sent(run.tell(RESUME)) == [("a", "action", 2)]
+    back = Run(linear("a", "b"), succeeded("a"), rejected("b"), PAUSE)
+    assert back.tell(failed("a", direction="compensation")).wake_at is None
+    assert back.phase("a") == "undo_retrying"
 
 
 def test_a_paused_saga_says_that_it_is_stuck() -> None:

@@ -18,7 +18,7 @@ from orchestrator.core.eventing import succeeded as succeeds
 from orchestrator.core.messages import Complete, Skip
 from orchestrator.core.outputs import INVALID_OUTPUT
 from orchestrator.core.references import exists, gt
-from orchestrator.core.schema import mismatch
+from orchestrator.core.schema import mismatch, unchecked
 from orchestrator.store import rows
 from orchestrator.store.definitions import check_same
 from shared.bus import Event
@@ -383,3 +383,65 @@ def test_a_participant_may_say_how_to_undo_what_failed() -> None:
     outcome = Failed(failure=FOR_GOOD, undo={"id": "c-1"})
     run.tell(Reply(saga_id=SAGA_ID, step="a", direction="action", attempt=1, outcome=outcome))
     assert run.last.commands[0].payload["undo"] == {"id": "c-1"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"odd": 1},
+        {"$defs": {"A": {"odd": 1}}},
+        {"properties": {"a": {"odd": 1}}},
+        {"anyOf": [{"type": "null"}, {"odd": 1}]},
+        {"prefixItems": [{"odd": 1}]},
+        {"items": {"odd": 1}},
+        {"additionalProperties": {"odd": 1}},
+        {"propertyNames": {"odd": 1}},
+    ],
+)
+def test_what_would_not_be_checked_is_found_wherever_it_stands(schema: dict[str, Any]) -> None:
+    """A type that says more than is looked at is refused and not half checked."""
+    assert [*unchecked(schema)] == ["odd"]
+    assert [*unchecked(True)] == [*unchecked({"type": "object"})] == []
+
+
+class ByCard(msgspec.Struct, tag="card"):
+    last4: str
+
+
+class ByInvoice(msgspec.Struct, tag="invoice"):
+    days: int
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        ({"type": "invoice", "days": 14}, ""),
+        ({"type": "invoice", "days": "soon"}, "days: a whole number is wanted"),
+        ({"type": "card", "last4": 4242}, "last4: a text is wanted"),
+        ({"type": "cash"}, "missing"),
+        (7, "an object is wanted"),
+    ],
+)
+def test_the_tag_says_which_of_several_types_is_meant(value: object, words: str) -> None:
+    """What is wrong is said of that one, whichever comes first."""
+    found = mismatch(msgspec.json.schema(ByCard | ByInvoice), value)
+    assert words in found
+    assert bool(found) is bool(words)
+
+
+@pytest.mark.parametrize(
+    "schema, value, fits",
+    [
+        ({"const": 1}, 1, True),
+        ({"const": 1}, 2, False),
+        ({"type": "number", "minimum": 2}, 2.5, True),
+        ({"type": "number", "minimum": 2}, 1.5, False),
+        ({"type": "integer", "minimum": 2}, 1, False),
+        ({"type": "boolean"}, True, True),
+        (False, None, False),
+        (True, None, True),
+    ],
+)
+def test_a_single_value_fits_or_does_not(schema: Any, value: object, fits: bool) -> None:
+    """Also in the forms of a schema that msgspec writes seldom."""
+    assert (mismatch(schema, value) == "") is fits
