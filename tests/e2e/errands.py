@@ -103,7 +103,7 @@ HASTY = Saga(
     name="hasty",
     version=1,
     input=Errand,
-    deadline=timedelta(seconds=6),
+    deadline=timedelta(seconds=8),
     steps=OUTING.steps,
 )
 

@@ -219,7 +219,9 @@ def test_a_kind_of_failure_that_is_never_tried_again(dev: Dev) -> None:
     """One attempt; and a time that had to come first has nothing to do with it."""
     at = utc_now() + timedelta(seconds=1)
     saga_id = start(dev, "errand", "--at", at.isoformat(), mood="closed")
-    assert "Its first step begins at" in dev.saga("explain", saga_id, "--no-ask").out
+    tomorrow = start(dev, "errand", "--at", "12h", mood="closed")
+    assert "Its first step begins at" in dev.saga("explain", tomorrow, "--no-ask").out
+    assert dev.saga("cancel", tomorrow, "--reason", "test").code == 0
     shown = await_end(dev, saga_id, "compensated")
     assert (shown["error"]["kind"], shown["steps"][0]["attempts"]) == ("Closed", 1)
     begun = [one["at"] for one in shown["timeline"] if one["event"] == "step_dispatched"]
