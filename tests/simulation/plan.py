@@ -18,7 +18,7 @@ from orchestrator.core.messages import (
 from tests.simulation.chaos import Chaos
 from tests.simulation.definitions import SIGNAL, choose
 
-SAGAS_MAX = 24
+SAGAS_MAX = 32
 DEFINITIONS_MAX = 4
 STARTS_WITHIN_S = 3.0
 CALM_AFTER_S = (6.0, 12.0, 25.0)
