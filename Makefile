@@ -68,7 +68,7 @@ chaos: $(DEV)
 SEEDS ?= 20000
 
 soak: $(DEV)
-	SAGA_WALK_BOUND=2 $(BIN)/python -m pytest tests/core/test_walk.py -q -s -n 2 --timeout 3600
+	SAGA_WALK_BOUND=2 $(BIN)/python -m pytest tests/core/test_walk.py -q -rP -n 2 --timeout 3600
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 coverage: $(DEV)
