@@ -445,3 +445,36 @@ def test_the_tag_says_which_of_several_types_is_meant(value: object, words: str)
 def test_a_single_value_fits_or_does_not(schema: Any, value: object, fits: bool) -> None:
     """Also in the forms of a schema that msgspec writes seldom."""
     assert (mismatch(schema, value) == "") is fits
+
+
+@pytest.mark.parametrize(
+    "schema, fits, does_not, words",
+    [
+        ({"type": "integer", "minimum": 2}, 2, 1, "at least 2 is wanted"),
+        ({"type": "integer", "maximum": 2}, 2, 3, "at most 2 is wanted"),
+        ({"type": "number", "exclusiveMinimum": 2}, 2.5, 2, "more than 2 is wanted"),
+        ({"type": "number", "exclusiveMaximum": 2}, 1.5, 2, "less than 2 is wanted"),
+        ({"type": "integer", "multipleOf": 5}, 10, 7, "a multiple of 5 is wanted"),
+        ({"type": "string", "minLength": 2}, "ab", "a", "it: at least 2 characters are wanted"),
+        ({"type": "string", "maxLength": 2}, "ab", "abc", "it: at most 2 characters are wanted"),
+        ({"type": "string", "pattern": "^a"}, "ab", "b", "a text like ^a is wanted"),
+        ({"type": "string", "format": "date"}, "2026-01-01", "then", "a date is wanted"),
+        ({"type": "string", "contentEncoding": "base64"}, "YQ==", "!", "a base64 is wanted"),
+        ({"type": "array", "minItems": 1}, [1], [], "it: at least 1 items are wanted"),
+        ({"type": "array", "maxItems": 1}, [1], [1, 2], "it: at most 1 items are wanted"),
+        ({"type": "array", "prefixItems": [{"type": "null"}]}, [None, 1], [1], "[0]: null"),
+        ({"type": "object", "maxProperties": 1}, {"a": 1}, {"a": 1, "b": 2}, "at most 1 fields"),
+        (
+            {"type": "object", "propertyNames": {"type": "string", "maxLength": 1}},
+            {"a": 1},
+            {"ab": 1},
+            "ab: at most 1 characters",
+        ),
+    ],
+)
+def test_each_limit_of_a_type_is_checked_up_to_its_edge(
+    schema: dict[str, Any], fits: object, does_not: object, words: str
+) -> None:
+    """With what is wanted."""
+    assert mismatch(schema, fits) == ""
+    assert words in mismatch(schema, does_not)
