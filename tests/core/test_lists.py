@@ -1,11 +1,12 @@
 """Conditions and lists: what is skipped, what runs once for each item."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from orchestrator.core.definition import Input, Item, Output, Sleep, Step, WaitFor
+from orchestrator.core.definition import Definition, Input, Item, Output, Sleep, Step, WaitFor
 from orchestrator.core.events import StepExpanded, StepSkipped
 from orchestrator.core.messages import Signal, Skip
 from orchestrator.core.payload import holds
@@ -24,6 +25,7 @@ from orchestrator.core.references import (
     not_,
 )
 from orchestrator.core.state import Phase, SagaState, Status
+from shared import codec
 from shared.errors import DefinitionError
 from shared.messages import Failure
 from shared.tickets import ticket
@@ -342,3 +344,12 @@ def test_a_reader_with_the_same_condition_needs_no_default() -> None:
             step("b", when=when, payload={"x": Output("a")}, compensation=NOTHING_TO_UNDO),
             input=Orders,
         )
+
+
+@pytest.mark.parametrize("compare", [eq, ne, lt, le, gt, ge, is_in])
+def test_every_comparison_is_read_back_as_it_was_stored(
+    compare: Callable[[Any, Any], Condition],
+) -> None:
+    """A saga finishes on the definition in the store."""
+    definition = saga(step("a", when=not_(compare(Input("order_id"), "o-1")))).definition
+    assert codec.decode(codec.encode(definition), Definition) == definition
