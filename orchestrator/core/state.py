@@ -214,8 +214,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             until the attempt ends. So they stand in the row and not in the history.
         awaited: What waits for room within a limit: steps, by their name in the definition, and the
             empty name for the saga itself.
-        held_up: It has been stuck without a cause: a worker did not know a task, or its history was
-            full.
+        unknown_task: A worker did not know a task: something went wrong, and it is no cause.
         inquiries: Of the steps in flight that are sagas, by step: no part of the fold either, for
             a saga may wait for another one for years.
     """
@@ -242,13 +241,13 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     items: dict[str, int] = {}
     beats: dict[str, Beat] = {}
     awaited: tuple[str, ...] = ()
-    held_up: bool = False
+    unknown_task: bool = False
     inquiries: dict[str, Inquiry] = {}
 
     @property
     def went_wrong(self) -> bool:
         """Whether something did that it might not have got over."""
-        return self.cause is not None or self.held_up
+        return self.cause is not None or self.unknown_task
 
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
@@ -343,7 +342,7 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
         case SagaResumed():
             return _with_status(_replace(state, paused=False, full=False))
         case HistoryFull():
-            return _with_status(_replace(state, full=True, held_up=True))
+            return _with_status(_replace(state, full=True))
         case RoomAwaited(step=name):
             return _replace(state, awaited=(*state.awaited, name))
         case RetryRequested():
@@ -411,7 +410,7 @@ def _after_unknown_task(state: SagaState, event: TaskUnknown) -> SagaState:
         never_ran = event.attempt
     phase = Phase.REJECTED if event.attempt == never_ran else Phase.FAILED
     known = {"due_at": None, "failure": event.failure, "never_ran": never_ran}
-    state = _replace(state, held_up=True)
+    state = _replace(state, unknown_task=True)
     return _with_step(state, event.step, phase=phase, **known)
 
 
