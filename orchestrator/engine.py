@@ -237,8 +237,10 @@ class Engine:
             PayloadTooLarge: The data are.
             PayloadStoreUnavailable: They are large, and cannot be kept.
         """
+        wish = "take the signal"
+        self._refuse_early(saga_id, Signal(name=name, data=data, by=by), wish)
         kept = self.payloads.take(saga_id, data, "The data of the signal")
-        return self._ask(saga_id, Signal(name=name, data=kept, by=by), "take the signal")
+        return self._ask(saga_id, Signal(name=name, data=kept, by=by), wish)
 
     def complete(self, token: str, outcome: Ended) -> Operated:
         """End an attempt that its participant accepted. Late or again it changes nothing.
@@ -251,12 +253,13 @@ class Engine:
             PayloadStoreUnavailable: They are large, and cannot be kept.
         """
         complete = intake.completion(token, outcome)
-        saga_id = complete.reply.saga_id
+        saga_id, wish = complete.reply.saga_id, "complete the step"
+        self._refuse_early(saga_id, complete, wish)
         if isinstance(outcome, Succeeded):
             output = self.payloads.take(saga_id, outcome.output, "The output")
             undo = self.payloads.take(saga_id, outcome.undo, "The undo data")
             complete = intake.completion(token, Succeeded(output=output, undo=undo))
-        return self._ask(saga_id, complete, "complete the step")
+        return self._ask(saga_id, complete, wish)
 
     def operate(self, saga_id: str, message: Operator, *, dry_run: bool = False) -> Operated:
         """Do what an operator asks. It is a stored fact when this returns.
@@ -273,7 +276,8 @@ class Engine:
             DecodeError: It is not JSON.
             PayloadStoreUnavailable: It is large, and cannot be kept.
         """
-        take = self.payloads.take
+        wish, take = _IN_WORDS[type(message)], self.payloads.take
+        self._refuse_early(saga_id, message, wish)
         match message:
             case RetryNow(payload=dict() as payload):
                 what = "The edited payload"
@@ -284,7 +288,7 @@ class Engine:
                 message = msgspec.structs.replace(message, output=kept)
             case _:
                 pass
-        return self._ask(saga_id, message, _IN_WORDS[type(message)], dry_run=dry_run)
+        return self._ask(saga_id, message, wish, dry_run=dry_run)
 
     def _ask(
         self,
@@ -309,16 +313,34 @@ class Engine:
         row = row_of(self.store, saga_id)
         if row is None:
             raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
-        definition = self.definition_of(row)
-        refused = why_not(definition, row.state, message)
-        if refused:
-            raise NotAllowed(f"Saga {saga_id} cannot {wish}. {refused}", saga_id=saga_id)
+        self._refuse(row, message, wish)
         if not dry_run:
             return Operated(row=row, events=(), commands=(), dry_run=False)
         decision, after = self._loop.preview(row, message)
         return Operated(
             row=after, events=decision.events, commands=decision.commands, dry_run=True
         )
+
+    def _refuse_early(
+        self, saga_id: str, message: Signal | Complete | Operator, wish: str
+    ) -> None:
+        """Refuse what will be refused before any of it is kept, and by its real values.
+
+        Where there is no payload store, the message has them still when it is decided.
+        """
+        if self.payloads.claims is None:
+            return
+        row = self.store.load([saga_id]).get(saga_id)
+        if row is not None:
+            self._refuse(row, message, wish)
+
+    def _refuse(
+        self, row: SagaRow, message: Cancel | Signal | Complete | Operator, wish: str
+    ) -> None:
+        refused = why_not(self.definition_of(row), row.state, message)
+        if refused:
+            saga_id = row.saga_id
+            raise NotAllowed(f"Saga {saga_id} cannot {wish}. {refused}", saga_id=saga_id)
 
     # Messages and timers, from the coordinator ----------------------------------------------
 

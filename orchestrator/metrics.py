@@ -98,6 +98,8 @@ class StoreGauges:
         self._at = clock()
         self._ends = [
             catalog.show_in_flight(self._in_flight),
+            catalog.show_awaiting_room(self._awaiting_room),
+            catalog.show_name_paused(self._paused),
             *(
                 show(partial(self._one, value))
                 for show, value in (
@@ -135,6 +137,18 @@ class StoreGauges:
         seen = self._fresh()
         for (name, status), sagas in (seen.in_flight if seen else {}).items():
             yield Observation(sagas, {names.SAGA_NAME: name, names.SAGA_STATUS: status.value})
+
+    def _awaiting_room(self) -> Iterable[Observation]:
+        seen = self._fresh()
+        for (name, step), sagas in (seen.awaiting_room if seen else {}).items():
+            yield Observation(sagas, {names.SAGA_NAME: name, names.SAGA_STEP: step})
+
+    def _paused(self) -> Iterable[Observation]:
+        seen = self._fresh()
+        known = {name for name, _ in seen.in_flight} | seen.paused if seen else set()
+        for name in sorted(known):
+            paused = seen is not None and name in seen.paused
+            yield Observation(int(paused), {names.SAGA_NAME: name})
 
 
 def _age(since: datetime | None, at: datetime) -> float:

@@ -210,6 +210,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         outbox_size: Commands that may not have reached the broker.
         outbox_since: When the oldest of them was committed; None without any.
         dead_letters: Messages that nobody could act on.
+        awaiting_room: How many wait for room, by gate; zeros where nobody does included.
+        paused: Names that are paused as a whole.
     """
 
     in_flight: dict[tuple[str, Status], int]
@@ -218,6 +220,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     outbox_size: int
     outbox_since: datetime | None
     dead_letters: int
+    awaiting_room: dict[Gate, int] = {}
+    paused: frozenset[str] = frozenset()
 
 
 class Store(Protocol):

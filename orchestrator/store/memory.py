@@ -406,7 +406,16 @@ class MemoryStore(Store):
                     (item.committed_at for item in self._outbox.values()), default=None
                 ),
                 dead_letters=len(self._dead_letters),
+                awaiting_room={
+                    gate: sum(one.waits_at(gate) for one in self._slots.values())
+                    for gate in self._known_gates()
+                },
+                paused=frozenset(name for name, _, kind in self._controls if kind == "pause"),
             )
+
+    def _known_gates(self) -> set[Gate]:
+        said = {(name, step) for name, step, kind in self._controls if kind == "limit"}
+        return {*self._gates, *said}
 
     @override
     def check(self) -> None:

@@ -9,8 +9,16 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from orchestrator.core.state import ACTIVE, Status
-from orchestrator.ports import Survey
-from orchestrator.store.tables import SAGA, SAGA_DEAD_LETTER, SAGA_DEFINITION, SAGA_OUTBOX
+from orchestrator.ports import Gate, Survey
+from orchestrator.store.tables import (
+    SAGA,
+    SAGA_CONTROL,
+    SAGA_DEAD_LETTER,
+    SAGA_DEFINITION,
+    SAGA_GATE,
+    SAGA_OUTBOX,
+    SAGA_SLOT,
+)
 
 COUNT_MAX: Final = 100_000
 
@@ -23,6 +31,12 @@ _OLDEST_COMMAND: Final = (
     .order_by(SAGA_OUTBOX.c.committed_at)
     .limit(1)
 )
+# Who waits for room came after somebody who had it, or after an operator who left none.
+_GATES: Final = sa.union(
+    sa.select(SAGA_GATE.c.name, SAGA_GATE.c.step),
+    sa.select(SAGA_CONTROL.c.name, SAGA_CONTROL.c.step).where(SAGA_CONTROL.c.kind == "limit"),
+)
+_PAUSED: Final = sa.select(SAGA_CONTROL.c.name).where(SAGA_CONTROL.c.kind == "pause")
 
 
 def survey(connection: sa.Connection, late_before: datetime) -> Survey:
@@ -35,6 +49,8 @@ def survey(connection: sa.Connection, late_before: datetime) -> Survey:
         outbox_size=_count(connection, sa.select(sa.literal(1)).select_from(SAGA_OUTBOX)),
         outbox_since=_oldest(connection, _OLDEST_COMMAND),
         dead_letters=_count(connection, sa.select(sa.literal(1)).select_from(SAGA_DEAD_LETTER)),
+        awaiting_room=_awaiting_room(connection),
+        paused=frozenset(connection.execute(_PAUSED).scalars()),
     )
 
 
@@ -65,6 +81,20 @@ def _in_flight(connection: sa.Connection) -> dict[tuple[str, Status], int]:
     ]
     found = connection.execute(sa.union_all(*counts))
     return {(row.name, Status(row.status)): row.sagas for row in found}
+
+
+def _awaiting_room(connection: sa.Connection) -> dict[Gate, int]:
+    gates = [(row.name, row.step) for row in connection.execute(_GATES)]
+    slots = SAGA_SLOT.c
+    return {
+        (name, step): _count(
+            connection,
+            sa.select(sa.literal(1)).where(
+                slots.name == name, slots.step == step, slots.waiting == 1
+            ),
+        )
+        for name, step in gates
+    }
 
 
 def _count(connection: sa.Connection, query: sa.Select[Any]) -> int:

@@ -92,6 +92,18 @@ class SlotContract:
         assert crowd["test", ""] == Crowd(known=False)
         assert store.crowds([], 3) == {}
 
+    def test_a_survey_counts_what_waits_and_names_what_is_paused(self, opener: Opener) -> None:
+        """At every gate that somebody has come to, or that an operator has made."""
+        store = opener()
+        one = {GATE: Limit(in_flight=1)}
+        store.commit([waits("y", 2), waits("o", 1), takes("t")], gates=one)
+        said = Control(name="test", limit=Limit(in_flight=3), reason="r", at=T0)
+        store.put_control(said)
+        store.put_control(Control(name="other", reason="r", at=T0))
+        found = opener().survey(T0)
+        assert found.awaiting_room == {GATE: 2, ("test", ""): 0}
+        assert found.paused == {"other"}
+
     def test_no_more_begin_than_a_rate_allows(self, opener: Opener) -> None:
         """From any moment on, in a time as long as that of the rate; and nearly as many."""
         store = opener()

@@ -10,7 +10,9 @@ import pytest
 from typing_extensions import override
 
 from orchestrator import metrics
+from orchestrator.client import Client
 from orchestrator.coordinator import Coordinator, Dependency
+from orchestrator.core.limits import Limit
 from orchestrator.core.state import Status
 from orchestrator.metrics import SHOWN_FOR, StoreGauges
 from orchestrator.ports import Delivery, Survey
@@ -188,6 +190,8 @@ def test_the_store_is_shown_as_it_was_seen_and_not_for_ever(registry: Registry) 
     gauges.look(bench.store)
     in_flight = {"test running": 1, "test compensating": 0, "test stuck": 0}
     assert in_flight == counts(registry, "saga.in_flight")
+    assert {} == counts(registry, "saga.awaiting_room")
+    assert {"test": 0} == counts(registry, "saga.name_paused")
     assert {"": 1} == counts(registry, "saga.timers.late")
     assert {"": 10.0} == counts(registry, "saga.timers.lateness")
     assert {"": 40.0} == counts(registry, "saga.outbox.age")
@@ -200,6 +204,27 @@ def test_the_store_is_shown_as_it_was_seen_and_not_for_ever(registry: Registry) 
     gauges.look(bench.store)
     gauges.close()
     assert {} == found(registry, "saga.outbox.age")
+    bench.engine.close()
+
+
+def test_who_waits_for_room_and_which_names_are_paused_is_shown(registry: Registry) -> None:
+    """By name and step; zeros, too, so that a line goes down again."""
+    bench = Bench()
+    client = Client(bench.engine)
+    client.controls.set_limit("test", Limit(in_flight=1), step="a", reason="r")
+    client.controls.set_limit("test", Limit(in_flight=9), reason="r")
+    for _ in range(3):
+        bench.start()
+    gauges = StoreGauges(bench.clock)
+    gauges.look(bench.store)
+    assert {"test a": 2, "test ": 0} == counts(registry, "saga.awaiting_room")
+    client.controls.pause("test", reason="r")
+    gauges.look(bench.store)
+    assert {"test": 1} == counts(registry, "saga.name_paused")
+    client.controls.resume("test")
+    gauges.look(bench.store)
+    assert {"test": 0} == counts(registry, "saga.name_paused")
+    gauges.close()
     bench.engine.close()
 
 

@@ -21,6 +21,7 @@ from shared.errors import (
     DecodeError,
     InputError,
     KeyConflict,
+    NotAllowed,
     PayloadStoreUnavailable,
     PayloadTooLarge,
     UnknownSaga,
@@ -28,6 +29,7 @@ from shared.errors import (
 from shared.ids import sub_saga_id
 from shared.messages import Command, StartRequest
 from shared.tickets import is_ticket, ticket
+from shared.tokens import token_of
 from tests.core.test_claims import LARGE, claims_in
 from tests.guide.shop import Shop
 from workers.sdk import Later, Reject
@@ -48,6 +50,12 @@ class Proofs(msgspec.Struct):
     """Input of the saga below: a field of a large value, and another one."""
 
     page: str
+
+
+class Cover(msgspec.Struct):
+    """What a step returns that is completed from elsewhere."""
+
+    cover: str
 
 
 PRINT = Saga(
@@ -73,7 +81,13 @@ WAITS = Saga(
     steps=(
         Step("render", "press.render", "press.shred", payload={"text": Input("title")}),
         Step("opinion", WaitFor("opinion"), timeout=timedelta(hours=1)),
-        Step("later", "press.later", "press.forget", completes_within=timedelta(hours=1)),
+        Step(
+            "later",
+            "press.later",
+            "press.forget",
+            completes_within=timedelta(hours=1),
+            output=Cover,
+        ),
         Step("ship", "press.ship", "press.recall", payload={"proofs": Output("later")}),
     ),
 )
@@ -288,6 +302,26 @@ def test_an_operator_may_edit_what_has_tickets(press: Press) -> None:
     edit(saga_id, "ship", payload=new, reason="test")
     shop.settle()
     assert press.got["ship"] == {"text": LARGE, "title": "U", "more": LARGE + "y"}
+
+
+def test_what_is_refused_is_refused_by_its_real_values(press: Press) -> None:
+    """And before any of it is kept."""
+    saga_id = press.start("waits", text="t")
+    before = press.claims.store.digests(saga_id)
+    wrong = {"cover": [MARKS]}
+    with pytest.raises(NotAllowed, match="is no Cover: cover: a text is wanted"):
+        press.client.skip(saga_id, "later", output=wrong, reason="test")
+    press.client.signal(saga_id, "opinion", "fine")
+    press.settle()
+    (token,) = (one.token for one in press.commands if one.step == "later")
+    with pytest.raises(NotAllowed, match="is no Cover: cover: a text is wanted"):
+        press.client.complete(token, wrong)
+    forged = token_of("another secret", saga_id, "later", "action", 1)
+    with pytest.raises(NotAllowed, match="token"):
+        press.client.complete(forged, {"cover": MARKS})
+    with pytest.raises(NotAllowed, match="no-such"):
+        press.client.signal(saga_id, "no-such", MARKS)
+    assert press.claims.store.digests(saga_id) == before
 
 
 def test_nothing_is_kept_for_a_saga_that_does_not_exist(press: Press) -> None:

@@ -221,7 +221,7 @@ def test_a_survey_reads_no_finished_saga(store: SqlStore) -> None:
     fill(store)
     store.put_definition(msgspec.structs.replace(linear("a"), name="test"), T0)
     explained = plans(store, lambda: store.survey(T0))
-    assert len(explained) == 7
+    assert len(explained) == 9
     counted, late, oldest = (explained[number] for number in (1, 2, 3))
     assert re.search(r"ix_saga_(name_)?status", counted)
     for plan in (late, oldest):

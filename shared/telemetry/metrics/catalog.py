@@ -133,6 +133,21 @@ show_in_flight = partial(
     labels=(names.SAGA_NAME, names.SAGA_STATUS),
     rule="max",
 )
+show_awaiting_room = partial(
+    observe,
+    names.METRIC_AWAITING_ROOM,
+    unit="{saga}",
+    description="Sagas that wait for room within a limit; of the saga itself the step is empty.",
+    labels=(names.SAGA_NAME, names.SAGA_STEP),
+    rule="max",
+)
+show_name_paused = partial(
+    observe,
+    names.METRIC_NAME_PAUSED,
+    description="1 where an operator has paused all sagas of a name, 0 for other names.",
+    labels=(names.SAGA_NAME,),
+    rule="max",
+)
 show_timers_late = partial(
     observe,
     names.METRIC_TIMERS_LATE,
