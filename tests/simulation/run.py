@@ -204,19 +204,20 @@ class Run:
     def _at_rest(self) -> bool:
         """Whether nothing in the store will change, however long one waits."""
         store = self.world.store
-        if not store.moving:
-            return min(store.dues()) == NEVER
+        if not store.moving and min(store.dues()) == NEVER:
+            return True
         # Looked at once for each state of the store.
         looked_at = (store.commits, self.world.chaos.calm)
         if looked_at == self._rest:
             return False
         self._rest = looked_at
-        # What waits for a sub-saga that is stuck asks for ever: it is somebody else's turn.
+        # What waits for a sub-saga that is stuck asks for ever, stuck itself or not: it is somebody
+        # else's turn.
         rows = {saga_id: row for saga_id, (row, _) in store.everything().items()}
         held = held_up(rows, paused=True)
         waits = (
             store.moving <= held
-            and all(store.only_asks(rows[one].state) for one in store.moving)
+            and all(store.only_asks(rows[one].state) for one in held if rows[one].wake_at)
             and min(store.look_when_due(but=held)) == NEVER
         )
         if waits and self._paused():
