@@ -33,10 +33,9 @@ from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
 from orchestrator.retention import LEFTOVERS_AGE_MIN, Archive, purge, sweep
 from orchestrator.search import Filter, find
 from orchestrator.sub_sagas import SUB_SAGA_DEPTH_MAX
-from orchestrator.unreadable import row_of
+from orchestrator.unreadable import known_row
 from orchestrator.views import SagaView, outcome_of, saga_view, sub_saga_of
 from shared.clock import monotonic, pause, utc_now
-from shared.errors import UnknownSaga
 from shared.messages import (
     Ended,
     Failed,
@@ -328,10 +327,7 @@ class Client:
             UnknownSaga: No saga has that id.
             DecodeError: It cannot be read.
         """
-        row = row_of(self._store, saga_id)
-        if row is None:
-            raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
-        return row
+        return known_row(self._store, saga_id)
 
     def view(self, saga_id: str) -> SagaView:
         """A saga with its steps and its time line.

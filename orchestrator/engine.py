@@ -41,7 +41,7 @@ from orchestrator.rooms import GateView, Rooms
 from orchestrator.starts import Starts
 from orchestrator.sub_sagas import SubSagas
 from orchestrator.tracing import SagaTracing
-from orchestrator.unreadable import row_of
+from orchestrator.unreadable import known_row, row_of
 from shared import codec
 from shared.claims import Claims
 from shared.clock import Clock
@@ -51,7 +51,6 @@ from shared.errors import (
     PayloadStoreUnavailable,
     SagaError,
     UnavailableError,
-    UnknownSaga,
 )
 from shared.messages import (
     Command,
@@ -310,9 +309,7 @@ class Engine:
                 published=published,
             )
         # Asked after the decision and not before: the pivot may overtake a cancel.
-        row = row_of(self.store, saga_id)
-        if row is None:
-            raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
+        row = known_row(self.store, saga_id)
         self._refuse(row, message, wish)
         if not dry_run:
             return Operated(row=row, events=(), commands=(), dry_run=False)
@@ -330,7 +327,7 @@ class Engine:
         """
         if self.payloads.claims is None:
             return
-        row = self.store.load([saga_id]).get(saga_id)
+        row = row_of(self.store, saga_id)
         if row is not None:
             self._refuse(row, message, wish)
 

@@ -19,7 +19,8 @@ from orchestrator.payloads import Payloads
 from orchestrator.ports import SagaRow, Store
 from orchestrator.starts import Starts
 from orchestrator.tracing import SagaTracing
-from shared.errors import KeyConflict, NotAllowed, UnavailableError, UnknownSaga
+from orchestrator.unreadable import known_row
+from shared.errors import KeyConflict, NotAllowed, UnavailableError
 from shared.messages import StartRequest
 
 CONFLICTS_MAX: Final = 50
@@ -90,7 +91,7 @@ class Forks:
             UnavailableError: The store or the payload store cannot be reached.
         """
         for _ in range(CONFLICTS_MAX):
-            old = self._row(fork.saga_id)
+            old = known_row(self._store, fork.saga_id)
             asked = self._starts.asked(request, source=fork.saga_id)
             known = self._by_key(asked, fork)
             if known:
@@ -123,12 +124,6 @@ class Forks:
                 self._tracing.started(row)
                 return Forked(row=row, plan=plan, published=published)
         raise UnavailableError(f"{CONFLICTS_MAX} conflicts in a row on saga {fork.saga_id}.")
-
-    def _row(self, saga_id: str) -> SagaRow:
-        row = self._store.load([saga_id]).get(saga_id)
-        if row is None:
-            raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
-        return row
 
     def _plan(self, fork: ForkedFrom, old: SagaRow) -> ForkPlan:
         newest = self._catalog.newest(old.state.name).definition

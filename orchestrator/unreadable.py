@@ -12,7 +12,7 @@ import structlog
 
 from orchestrator.core.definition import Definition
 from orchestrator.ports import DeadLetter, SagaRow, Store
-from shared.errors import DecodeError
+from shared.errors import DecodeError, UnknownSaga
 
 READ_AGAIN: Final = timedelta(minutes=2)
 """How long a saga that cannot be read is left alone."""
@@ -49,6 +49,19 @@ def row_of(store: Store, saga_id: str) -> SagaRow | None:
     if saga_id in unreadable:
         raise DecodeError(refusal(saga_id, unreadable[saga_id]), saga_id=saga_id)
     return rows.get(saga_id)
+
+
+def known_row(store: Store, saga_id: str) -> SagaRow:
+    """The row of a saga that somebody names.
+
+    Raises:
+        UnknownSaga: There is none.
+        DecodeError: It cannot be read.
+    """
+    row = row_of(store, saga_id)
+    if row is None:
+        raise UnknownSaga(f"There is no saga {saga_id!r}.", hint="`saga list` shows them.")
+    return row
 
 
 class Aside:

@@ -153,6 +153,8 @@ def test_a_damaged_saga_holds_up_nobody_and_goes_on_when_it_is_mended(town: Town
         town.client.row(town.bad)
     with pytest.raises(DecodeError, match=f"Saga {town.bad} cannot be read"):
         town.client.cancel(town.bad, reason="no longer")
+    with pytest.raises(DecodeError, match=f"Saga {town.bad} cannot be read, and is put aside"):
+        town.client.fork(town.bad, "a", reason="why not")
     letters = town.client.dead_letters()
     assert {one.saga_id for one in letters} == {town.bad}
     assert sorted(one.task for one in letters) == ["", "saga.reply", "saga.reply"]

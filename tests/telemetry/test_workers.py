@@ -333,7 +333,7 @@ def test_a_worker_stops_soon_though_its_child_holds_a_task(start_worker: StartWo
     worker.process.send_signal(SIGTERM)
     wait_until(lambda: worker.has_logged("Stopping Pool"))
     child.resume()
-    worker.process.wait(STOPPED_SOON_WITHIN_SECONDS)
+    assert 0 == worker.process.wait(STOPPED_SOON_WITHIN_SECONDS), worker.output()
 
 
 def test_what_a_task_sends_belongs_to_its_trace(
