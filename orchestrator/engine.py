@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from orchestrator import intake, metrics
+from orchestrator import intake, journal, metrics
 from orchestrator.batch import Asked
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
@@ -121,6 +121,7 @@ class Engine:
         payload_bytes_max: Largest input and largest output, as JSON.
         limits: How much one saga may do.
         claims: Where large payloads are kept; None for nowhere.
+        narrate: Tells what was committed; by default the log does.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Engine:
         payload_bytes_max: int = codec.PAYLOAD_BYTES_MAX_DEFAULT,
         limits: Limits = NO_LIMITS,
         claims: Claims | None = None,
+        narrate: journal.Narrator = journal.narrate,
     ) -> None:
         self.store = store
         self.transport = transport
@@ -160,6 +162,7 @@ class Engine:
             clock=clock,
             limits=limits,
             rooms=self._rooms,
+            narrate=narrate,
         )
         self._forks = Forks(
             store=store,

@@ -1,7 +1,7 @@
 """The log lines that tell what the orchestrator decided: one for each event, with its trace id."""
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Literal, NamedTuple
 
 import structlog
 
@@ -61,32 +61,54 @@ _WARNINGS: Final = (
 )
 
 
-def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter] = ()) -> None:
-    """Write what was committed."""
+class Line(NamedTuple):
+    """What one log line says.
+
+    Attributes:
+        level: How bad it is.
+        event: Its name.
+        fields: Everything else.
+    """
+
+    level: Literal["info", "warning", "error"]
+    event: str
+    fields: dict[str, Any]
+
+
+Narrator = Callable[[Iterable[Change], Iterable[DeadLetter]], None]
+"""Tells what was committed: the changes, and the dead letters."""
+
+
+def narrate(changes: Iterable[Change], letters: Iterable[DeadLetter]) -> None:
+    """Write what was committed to the log."""
+    for level, event, fields in lines(changes, letters):
+        if level == "info":
+            log.info(event, **fields)
+        elif level == "warning":
+            log.warning(event, **fields)
+        else:
+            log.error(event, **fields)
+
+
+def lines(changes: Iterable[Change], letters: Iterable[DeadLetter]) -> Iterator[Line]:
+    """Tell what was committed, line by line."""
     for change in changes:
         state = change.row.state
         for recorded in change.events:
             event = recorded.event
             fields = {**_context(state, event), **_details(event), "status": state.status.value}
             name = tag_of(event).replace("_", ".", 1)
-            if isinstance(event, SagaStuck | HistoryFull):
-                log.error(name, **fields)
-            elif _is_warning(event):
-                log.warning(name, **fields)
-            else:
-                log.info(name, **fields)
+            yield Line(_level(event), name, fields)
     for letter in letters:
-        log.error(
-            "message.dead_lettered",
-            reason=letter.reason,
-            task=letter.task,
-            saga_id=letter.saga_id,
-        )
+        said = {"reason": letter.reason, "task": letter.task, "saga_id": letter.saga_id}
+        yield Line("error", "message.dead_lettered", said)
 
 
-def _is_warning(event: Event) -> bool:
+def _level(event: Event) -> Literal["info", "warning", "error"]:
+    if isinstance(event, SagaStuck | HistoryFull):
+        return "error"
     ordinary = isinstance(event, StepSkipped) and event.condition
-    return isinstance(event, _WARNINGS) and not ordinary
+    return "warning" if isinstance(event, _WARNINGS) and not ordinary else "info"
 
 
 def _context(state: SagaState, event: Event) -> dict[str, Any]:

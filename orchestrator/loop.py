@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from orchestrator import intake, journal, metrics
+from orchestrator import intake, metrics
 from orchestrator.batch import NOTHING_UNREADABLE, Asked, Batch
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition
@@ -19,6 +19,7 @@ from orchestrator.core.events import Recorded
 from orchestrator.core.limits import Limits
 from orchestrator.core.machine import Decision, decide
 from orchestrator.core.messages import Message, Pause, Start, Tick
+from orchestrator.journal import Narrator
 from orchestrator.outbox import Outbox
 from orchestrator.ports import NO_GATES, Change, DeadLetter, Gate, SagaRow, Store
 from orchestrator.rooms import NO_SHARES, Rooms
@@ -50,6 +51,7 @@ class Loop:
         clock: Tells the time.
         limits: How much one saga may do.
         rooms: Knows how much all sagas of a name may do.
+        narrate: Tells what was committed.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Loop:
         clock: Clock,
         limits: Limits,
         rooms: Rooms,
+        narrate: Narrator,
     ) -> None:
         self._store = store
         self._outbox = outbox
@@ -70,6 +73,7 @@ class Loop:
         self._clock = clock
         self._limits = limits
         self._rooms = rooms
+        self._narrate = narrate
         self._aside = Aside(store, self.definition_of)
 
     def advance(
@@ -347,7 +351,7 @@ class Loop:
     def _tell(
         self, batch: Batch, committed: Sequence[Change], letters: Sequence[DeadLetter]
     ) -> None:
-        journal.narrate(committed, letters)
+        self._narrate(committed, letters)
         metrics.committed(committed, batch.before, self.definition_of)
 
     def _trace(self, rows: Sequence[SagaRow], *, whole: Collection[str]) -> None:

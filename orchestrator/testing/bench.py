@@ -1,14 +1,13 @@
 """One saga in memory: the real engine, fake participants, and a clock that somebody moves."""
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from structlog.testing import capture_logs
 
+from orchestrator import journal
 from orchestrator.catalog import Catalog
 from orchestrator.client import Client
 from orchestrator.core.definition import Definition, Saga, WaitFor
@@ -16,7 +15,7 @@ from orchestrator.core.events import Event
 from orchestrator.core.state import Phase, SagaState, Status
 from orchestrator.core.timers import wake_at
 from orchestrator.engine import Engine
-from orchestrator.ports import SagaSummary
+from orchestrator.ports import Change, DeadLetter, SagaSummary
 from orchestrator.store.memory import MemoryStore
 from orchestrator.testing.answers import Answer
 from orchestrator.testing.examples import example_input, example_outputs
@@ -60,7 +59,8 @@ class Bench:
         client: The real client, for signals, cancels and what operators do.
         participants: The fakes, and what has happened in their world.
         waiting: Commands that nobody has taken yet.
-        log: What the orchestrator has logged.
+        log: The log lines that tell what the orchestrator has decided: ``event``, ``log_level``,
+            and the keys that they have in a log file.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Bench:
         made_up = {**example_outputs(self.definition), **(outputs or {})}
         self.participants = Participants(made_up, participants)
         self.waiting: list[Command] = []
-        self.log: list[Any] = []
+        self.log: list[dict[str, Any]] = []
         self._signals = signals if signals is not None else usual_signals(self.definition)
         self._late: list[tuple[datetime, int, Reply]] = []
         self._number = 0
@@ -92,11 +92,11 @@ class Bench:
             catalog=Catalog([saga, *also]),
             tracing=SagaTracing(system="memory", clock=lambda: self.now),
             clock=lambda: self.now,
+            narrate=self._note,
         )
         self.client = Client(self._engine)
         checked = example_input(saga, input or {})
-        with self._logged():
-            self.saga_id = self.client.start(saga.name, checked).row.saga_id
+        self.saga_id = self.client.start(saga.name, checked).row.saga_id
         self._collect()
 
     # What can be seen -----------------------------------------------------------------------
@@ -226,14 +226,12 @@ class Bench:
         Raises:
             NotAllowed: It is past its pivot, or has ended.
         """
-        with self._logged():
-            self.client.cancel(self.saga_id, reason=reason)
+        self.client.cancel(self.saga_id, reason=reason)
         self._collect()
 
     def tell(self, act: Callable[[Client], object]) -> None:
         """Do something with the client: ``bench.tell(lambda client: client.pause(...))``."""
-        with self._logged():
-            act(self.client)
+        act(self.client)
         self._collect()
 
     # Small parts ----------------------------------------------------------------------------
@@ -268,8 +266,7 @@ class Bench:
         if self._late and self._late[0][0] <= self.now:
             self.send(heapq.heappop(self._late)[2])
             return
-        with self._logged():
-            self._engine.tick(TIMERS_MAX)
+        self._engine.tick(TIMERS_MAX)
         self._collect()
 
     def _signal(self) -> bool:
@@ -282,9 +279,8 @@ class Bench:
                 and work.signal not in self.state.signals
                 and self.phase(planned.name) is Phase.RUNNING
             ):
-                with self._logged():
-                    data = self._signals[work.signal]
-                    self.client.signal(self.saga_id, work.signal, data, by="a test")
+                data = self._signals[work.signal]
+                self.client.signal(self.saga_id, work.signal, data, by="a test")
                 self._collect()
                 return True
         return False
@@ -299,20 +295,17 @@ class Bench:
     def _collect(self) -> None:
         """Let arrive what replies, and what sagas say to each other; take what goes out."""
         while self._broker.inbound_ready:
-            with self._logged():
-                deliveries = self._engine.transport.receive(MESSAGES_MAX, 0)
-                self._engine.handle(deliveries)
-                self._engine.transport.acknowledge(deliveries)
+            deliveries = self._engine.transport.receive(MESSAGES_MAX, 0)
+            self._engine.handle(deliveries)
+            self._engine.transport.acknowledge(deliveries)
         self._engine.settle()
         for held in self._broker.take_commands():
             self._broker.settle_command(held)
             self.waiting.append(held.item)
 
-    @contextmanager
-    def _logged(self) -> Iterator[None]:
-        with capture_logs() as entries:
-            yield
-        self.log += entries
+    def _note(self, changes: Iterable[Change], letters: Iterable[DeadLetter]) -> None:
+        for level, event, fields in journal.lines(changes, letters):
+            self.log.append({"event": event, "log_level": level, **fields})
 
 
 def usual_signals(definition: Definition) -> dict[str, Any]:

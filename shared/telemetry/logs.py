@@ -44,6 +44,10 @@ _BOUND_KEYS: Final = (
     names.LOG_REQUEST_ID,
 )
 
+_PROCESSORS: Final = [log_line.wrap]
+"""One list for every set-up: loggers keep it, and whoever captures their lines changes what is in
+it. The work of other processors is done by `LineLogger`."""
+
 _exporter: Any = None
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("saga_log_context", default=_NOTHING)
 _tasks: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
@@ -93,8 +97,7 @@ def configure(
     logging.captureWarnings(capture=True)
     log_record.install()
     structlog.configure(
-        # The others' work is done by `LineLogger`.
-        processors=[log_line.wrap],
+        processors=_PROCESSORS,
         wrapper_class=log_line.LineLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,

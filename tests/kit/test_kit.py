@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
-from orchestrator import testing
+from orchestrator import journal, testing
 from orchestrator.core.definition import (
     Input,
     Item,
@@ -163,6 +164,23 @@ def test_the_clock_moves_by_hand() -> None:
     assert bench.state.step("charge-payment").attempt == 5
     assert bench.run() is Status.COMPENSATED
     assert any(line["event"] == "step.timed_out" for line in bench.log)
+
+
+def test_the_log_is_kept_however_structlog_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CI, once: a test before had set structlog up and let it keep a logger, and then set it up anew."""
+    monkeypatch.setattr(journal, "log", structlog.get_logger("orchestrator"))
+    try:
+        structlog.configure(
+            processors=[structlog.processors.JSONRenderer()], cache_logger_on_first_use=True
+        )
+        journal.log.info("first.use")
+        structlog.reset_defaults()
+        bench = given(PLACE_ORDER, order_id="o-1").expect("completed")
+    finally:
+        structlog.reset_defaults()
+    assert [line["event"] for line in bench.log][:2] == ["saga.started", "step.dispatched"]
+    assert {line["log_level"] for line in bench.log} == {"info"}
+    assert {line["saga_id"] for line in bench.log} == {bench.saga_id}
 
 
 def test_a_deadline_that_passes_at_once() -> None:

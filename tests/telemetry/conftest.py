@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 
 from shared.telemetry import logs, propagation, redaction, setup
 from shared.telemetry.config import TracingConfig, tracing_config
@@ -70,5 +69,4 @@ def lines(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, object]]]]:
         root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
     logs._tasks.clear()
