@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from orchestrator import dead_letters
+from orchestrator.asking import Operated
 from orchestrator.controls import Controls
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import ForkedFrom, Recorded
@@ -27,11 +28,12 @@ from orchestrator.core.messages import (
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Status
 from orchestrator.core.terms import IN_FLIGHT
-from orchestrator.engine import Engine, Operated, Started
+from orchestrator.engine import Engine
 from orchestrator.forks import Forked
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
 from orchestrator.retention import LEFTOVERS_AGE_MIN, Archive, purge, sweep
 from orchestrator.search import Filter, find
+from orchestrator.starts import Started
 from orchestrator.sub_sagas import SUB_SAGA_DEPTH_MAX
 from orchestrator.unreadable import known_row
 from orchestrator.views import SagaView, outcome_of, saga_view, sub_saga_of

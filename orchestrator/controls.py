@@ -27,6 +27,7 @@ class Controls:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._store = engine.store
+        self._rooms = engine.rooms
         self._clock = clock
 
     def limits(self, name: str | None = None) -> Sequence[GateView]:
@@ -38,11 +39,19 @@ class Controls:
         known = [one for one in self._definitions() if name in {None, one.name}]
         if name is not None and not known:
             raise self._unknown(name)
-        return self._engine.gates(known)
+        found = [(one.name, self._rooms.limits_of(one)) for one in known]
+        limits = {(name, step): limit for name, of in found for step, limit in of.items()}
+        return self._rooms.view(limits)
 
     def awaited(self, row: SagaRow) -> Sequence[GateView]:
-        """What a saga waits for room in, and how many wait in front of it."""
-        return self._engine.awaited(row)
+        """What a saga waits for room in, and how many wait in front of it.
+
+        Nothing where it has ended, or is limited no more.
+        """
+        limits = self._rooms.limits_of(self._engine.definition_of(row))
+        awaited = () if row.state.status.final else row.state.awaited
+        gates = {(row.state.name, step): limits[step] for step in awaited if step in limits}
+        return self._rooms.view(gates, row) if gates else []
 
     def set_limit(
         self, name: str, limit: Limit, *, step: str = "", reason: str, by: str = ""
@@ -69,7 +78,7 @@ class Controls:
         control = Control(
             name=name, step=step, limit=limit, reason=reason, by=by, at=self._clock()
         )
-        self._engine.control(control)
+        self._rooms.keep(control)
         log.info(
             "limit.set", saga_name=name, saga_step=step, limit=str(limit), reason=reason, by=by
         )
@@ -91,7 +100,7 @@ class Controls:
             InputError: It has no such step.
         """
         self._require(name, step)
-        gone = self._engine.uncontrol(name, step, "limit")
+        gone = self._rooms.drop(name, step, "limit")
         log.info("limit.reset", saga_name=name, saga_step=step, reason=reason, by=by)
         return gone
 
@@ -105,7 +114,7 @@ class Controls:
         """
         self._require(name, "")
         control = Control(name=name, reason=reason, by=by, at=self._clock())
-        self._engine.control(control)
+        self._rooms.keep(control)
         log.info("name.paused", saga_name=name, reason=reason, by=by)
         return control
 
@@ -121,13 +130,13 @@ class Controls:
             UnknownSaga: No definition has that name.
         """
         self._require(name, "")
-        gone = self._engine.uncontrol(name, "", "pause")
+        gone = self._rooms.drop(name, "", "pause")
         log.info("name.resumed", saga_name=name, reason=reason, by=by)
         return gone
 
     def pauses(self) -> Sequence[Control]:
         """The names that are paused, with who said so, when and why."""
-        return self._engine.pauses()
+        return self._rooms.pauses()
 
     def _require(self, name: str, step: str) -> None:
         of_name = [one for one in self._definitions() if one.name == name]

@@ -52,7 +52,7 @@ class Forks:
     Args:
         store: Where they are kept.
         catalog: Knows the definitions that forks run on.
-        starts: Makes the first message of a saga.
+        starts: Makes the first message of the new saga.
         loop: Commits it.
         tracing: Makes the span that shows the new saga.
         payloads: Gives it what the old one keeps.

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from orchestrator.asking import Operated
 from orchestrator.core.events import tag_of
-from orchestrator.engine import Operated, Started
 from orchestrator.forks import Forked
+from orchestrator.starts import Started
 
 
 def start_report(started: Started | Forked) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class Rooms:
         self._refresh(now)
         limited: dict[tuple[str, int], Mapping[str, Limit]] = {}
         for one in definitions:
-            if limits := self.limits_of(one):
+            if limits := self._limits_of(one):
                 limited[one.name, one.version] = limits
         if not limited:
             return None
@@ -181,10 +181,12 @@ class Rooms:
         return Floor(limited, self._store.crowds(gates, BATCH_MAX), now)
 
     def limits_of(self, definition: Definition) -> Mapping[str, Limit]:
-        """The limits in force for sagas on a definition, by step; the empty name is the saga.
+        """The limits in force for sagas on a definition, by step; the empty name is the saga."""
+        self._refresh(self._clock())
+        return self._limits_of(definition)
 
-        Those of the newest version hold for the older ones, too: they share the room.
-        """
+    def _limits_of(self, definition: Definition) -> Mapping[str, Limit]:
+        """Those of the newest version hold for the older ones, too: they share the room."""
         identity = (definition.name, definition.version)
         known = self._limited.get(identity)
         if known is None:
@@ -271,9 +273,16 @@ class Rooms:
                 opens.append(at)
         return [*found], min(opens, default=None)
 
-    def forget(self) -> None:
-        """Read the controls again before the next use: they have just been changed here."""
+    def keep(self, control: Control) -> None:
+        """Keep what an operator says of a name; it is in force here at once."""
+        self._store.put_control(control)
         self._read_at = None
+
+    def drop(self, name: str, step: str, kind: str) -> Control | None:
+        """Take back what an operator said of a name; returns what it was."""
+        gone = self._store.drop_control(name, step, kind)
+        self._read_at = None
+        return gone
 
     def to_count(self, limit: int) -> list[str]:
         """Sagas whose slots may not be those of their state, `limit` at most."""
@@ -303,7 +312,7 @@ class Rooms:
         if self._in_force is None:
             definitions = {(one.name, one.version): one.definition for one in self._catalog}
             known = {**self._seen, **definitions}.values()
-            limits = {(one.name, one.version): self.limits_of(one) for one in known}
+            limits = {(one.name, one.version): self._limits_of(one) for one in known}
             self._in_force = {
                 (name, step): limit
                 for (name, _), said in limits.items()

@@ -1,9 +1,14 @@
 """Starts: what is stored of a new saga, and which saga a start means that was made before."""
 
+from collections.abc import Sequence
+
+import msgspec
+
 from orchestrator.batch import Asked
 from orchestrator.catalog import Catalog
 from orchestrator.core.eventing import input_of, key_of
 from orchestrator.core.messages import Pause, Start, Undo
+from orchestrator.loop import Loop
 from orchestrator.payloads import Payloads, same_input
 from orchestrator.ports import SagaRow, Store
 from orchestrator.rooms import Rooms
@@ -14,11 +19,27 @@ from shared.ids import new_saga_id, new_secret, saga_id_from
 from shared.messages import EventArrived, StartRequest
 
 
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a start.
+
+    Attributes:
+        row: The saga, durable.
+        created: False when its business key had been started before.
+        published: False when the broker could not be reached: an orchestrator sends its first
+            commands as soon as it can.
+    """
+
+    row: SagaRow
+    created: bool
+    published: bool = True
+
+
 class Starts:
-    """Makes the first message of a saga.
+    """Starts sagas.
 
     Args:
         store: Knows which business keys are taken.
+        loop: Decides and commits.
         catalog: Knows the definitions.
         tracing: Begins their traces.
         clock: Tells the time.
@@ -30,6 +51,7 @@ class Starts:
         self,
         *,
         store: Store,
+        loop: Loop,
         catalog: Catalog,
         tracing: SagaTracing,
         clock: Clock,
@@ -37,11 +59,49 @@ class Starts:
         payloads: Payloads,
     ) -> None:
         self._store = store
+        self._loop = loop
         self._catalog = catalog
         self._tracing = tracing
         self._clock = clock
         self._rooms = rooms
         self._payloads = payloads
+
+    def start(self, requests: Sequence[StartRequest]) -> list[Started]:
+        """Start sagas, all in one transaction. Durable when this returns.
+
+        Args:
+            requests: What to start; a business key at most once.
+
+        Returns:
+            For each request its saga: a new one, or the one that its key names.
+
+        Raises:
+            UnknownSaga: No definition of that name.
+            InputError: The input does not fit, or is too large. Nothing was stored.
+            KeyConflict: The key belongs to a saga with other input. Nothing was stored.
+            PayloadStoreUnavailable: A large field cannot be kept. No saga was stored.
+        """
+        asked = [self.asked(request) for request in requests]
+        found = [self.by_key(one) for one in asked]
+        new = [one for one, row in zip(asked, found, strict=True) if row is None]
+        self._payloads.keep(new)
+        changed, published = self._loop.advance(new)
+        started = []
+        for one, row in zip(asked, found, strict=True):
+            # Where it is neither found nor changed, somebody else was faster with id or key.
+            created = one.saga_id in changed
+            mine = changed[one.saga_id].row if created else row or self.twin(one)
+            if created:
+                self._tracing.started(mine)
+            started.append(Started(row=mine, created=created, published=published))
+        return started
+
+    def begin(self, asked: Asked) -> bool:
+        """Start one saga, unless there is one of its id; says whether it did."""
+        changed = self._loop.advance([asked])[0].get(asked.saga_id)
+        if changed:
+            self._tracing.started(changed.row)
+        return changed is not None
 
     def asked(self, request: StartRequest, undo: Undo | None = None, *, source: str = "") -> Asked:
         """What a start asks; its definition is kept in the store by then.

@@ -44,9 +44,8 @@ class SubSagas:
     """Acts on what one saga asks of another.
 
     Args:
-        starts: Makes the first message of a saga.
+        starts: Starts sagas.
         store: Knows which sagas there are.
-        begin: Starts a new saga, unless there is one of its id; says whether it did.
         definition_of: What a saga runs on.
         payloads: Gives sagas what others keep.
     """
@@ -56,13 +55,11 @@ class SubSagas:
         *,
         starts: Starts,
         store: Store,
-        begin: Callable[[Asked], bool],
         definition_of: Callable[[SagaRow], Definition],
         payloads: Payloads,
     ) -> None:
         self._starts = starts
         self._store = store
-        self._begin = begin
         self._definition_of = definition_of
         self._payloads = payloads
 
@@ -100,7 +97,7 @@ class SubSagas:
                 return self._reports(row)  # a later version refuses what an earlier one took
             failure = Failure(kind="SubSagaRefused", message=str(error), retryable=False)
             return [_answered(parent, undo, Rejected(failure=failure))]
-        if self._begin(asked):
+        if self._starts.begin(asked):
             return []
         row = self._row(saga_id)
         return self._reports(row) if row else []

@@ -12,7 +12,7 @@ from orchestrator.cli.options import Json, SagaId, user
 from shared.errors import DecodeError, InputError
 
 if TYPE_CHECKING:
-    from orchestrator.engine import Operated
+    from orchestrator.asking import Operated
 
 Signal = Annotated[str, typer.Argument(metavar="SIGNAL", help="Name of the signal.")]
 Token = Annotated[

@@ -26,8 +26,8 @@ from orchestrator.cli.short_ids import whole_ids
 from shared.errors import InputError, NotAllowed, SagaError
 
 if TYPE_CHECKING:
+    from orchestrator.asking import Operated
     from orchestrator.client import Client
-    from orchestrator.engine import Operated
     from orchestrator.search import Filter
 
 _COMPENSATE: Final = """Give up going forward, and undo what was done.

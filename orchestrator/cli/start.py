@@ -15,8 +15,8 @@ from shared.errors import UnavailableError
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
-    from orchestrator.engine import Started
     from orchestrator.forks import Forked
+    from orchestrator.starts import Started
     from orchestrator.views import SagaView
 
 STILL_RUNNING: Final = 5

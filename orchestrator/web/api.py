@@ -39,9 +39,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrator.asking import Operated
 from orchestrator.client import Client
 from orchestrator.core.events import tag_of
-from orchestrator.engine import Operated
 from orchestrator.reports import start_report
 from orchestrator.web.bodies import (
     CancelBody,

@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
+from orchestrator.asking import Operated
 from orchestrator.client import Client
 from orchestrator.core.limits import Limit
 from orchestrator.core.state import ACTIVE
-from orchestrator.engine import Operated
 from orchestrator.reports import fork_report, operation_report, refusal_report
 from orchestrator.search import Filter
 from orchestrator.web.bodies import (

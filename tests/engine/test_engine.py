@@ -10,9 +10,10 @@ from orchestrator.core.definition import Definition, Saga, WaitFor
 from orchestrator.core.events import DeadlineExceeded, Recorded, SagaPaused, StepTimedOut
 from orchestrator.core.messages import Pause, Resolve, Resume, RetryNow
 from orchestrator.core.state import Status
-from orchestrator.engine import Engine, Started
+from orchestrator.engine import Engine
 from orchestrator.loop import CONFLICTS_MAX, TRACE_RETRY
 from orchestrator.ports import Change, Delivery, SagaRow
+from orchestrator.starts import Started
 from orchestrator.store.memory import MemoryStore
 from orchestrator.tracing import RETRACE_FOR, SagaTracing
 from orchestrator.transport.memory import InboundMessage, MemoryBroker, MemoryTransport

@@ -132,7 +132,7 @@ class Town:
         for saga_id in self.started:
             row = self.store.load([saga_id])[saga_id]
             definition = self.engines[0].definition_of(row)
-            limits = self.engines[0].limits_of(definition)
+            limits = self.engines[0].rooms.limits_of(definition)
             slots = taken(plan_of(definition, row.state), row.state, limits)
             found.update((row.state.name, slot.step) for slot in slots)
         return found
@@ -327,7 +327,7 @@ def test_sagas_of_a_name_that_is_paused_begin_nothing_when_they_start() -> None:
     other = Saga(name="other", version=1, input=Orders, steps=(step("charge"),))
     town = Town(charging(), other)
     running = town.start()
-    town.engines[1].control(Control(name="test", reason="audit", by="ada", at=town.now))
+    town.engines[1].rooms.keep(Control(name="test", reason="audit", by="ada", at=town.now))
     early = town.start()  # the other process does not know of it yet
     assert [one.saga_id for one in town.flying] == [running, early]
     paused = town.start(by=1)
@@ -342,7 +342,7 @@ def test_sagas_of_a_name_that_is_paused_begin_nothing_when_they_start() -> None:
     town.wait(3.5)
     states = [town.store.load([one])[one].state.paused for one in (running, early, paused)]
     assert states == [False, True, True]
-    town.engines[0].uncontrol("test", "", "pause")
+    town.engines[0].rooms.drop("test", "", "pause")
     town.start()
     assert town.flying[-1].saga_id == town.started[-1]
 

@@ -15,7 +15,7 @@ from orchestrator.bootstrap import make_client
 from orchestrator.cli.db import upgrade_store
 from orchestrator.client import Client
 from orchestrator.core.state import FINAL, Status
-from orchestrator.engine import Started
+from orchestrator.starts import Started
 from shared import faults, names
 from shared.settings import Settings
 from tests.e2e.saga_dev import SAGA, environment
