@@ -1,4 +1,4 @@
-"""The only place that picks real adapters: settings in, a client or a coordinator out."""
+"""The only place that picks real adapters: settings in, a client, a reader or a coordinator out."""
 
 import importlib
 import sys
@@ -12,6 +12,7 @@ from orchestrator.coordinator import Coordinator
 from orchestrator.core.definition import Saga
 from orchestrator.core.limits import Bounds, Limits
 from orchestrator.engine import Engine
+from orchestrator.reader import Reader
 from orchestrator.store.sql import SqlStore, open_store
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.absent import AbsentTransport
@@ -139,14 +140,14 @@ def make_client(settings: Settings) -> Client:
     return Client(make_engine(settings))
 
 
-def make_reader(settings: Settings) -> Client:
-    """A client for reading alone: it works without a broker; raises as `make_engine`."""
+def make_reader(settings: Settings) -> Reader:
+    """A reader: it works without a broker; raises as `make_engine`."""
     try:
         broker_url = settings.celery_broker_url
     except ConfigurationError:
         broker_url = ABSENT
     catalog = Catalog(load_sagas(settings.definitions), _bounds(settings))
-    return Client(_engine(settings, catalog, AbsentTransport(), messaging_system(broker_url)))
+    return Reader(_engine(settings, catalog, AbsentTransport(), messaging_system(broker_url)))
 
 
 def _engine(settings: Settings, catalog: Catalog, transport: "Transport", system: str) -> Engine:

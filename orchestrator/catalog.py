@@ -1,6 +1,5 @@
 """The definitions that this process knows: from code for new sagas, from the store for old ones."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import combinations
@@ -12,6 +11,7 @@ from orchestrator.core.eventing import event_of
 from orchestrator.core.limits import Bounds
 from orchestrator.ports import Store
 from shared.errors import DefinitionError, UnknownSaga
+from shared.guessing import guess, listed
 
 DEFAULT_BOUNDS: Final = Bounds()
 """Those of the settings where none is set."""
@@ -59,10 +59,9 @@ class Catalog:
             name = step.action.name
             sub_saga = self._sagas.get(name)
             if sub_saga is None:
-                near = difflib.get_close_matches(name, self._sagas, n=3, cutoff=0.5)
                 raise DefinitionError(
                     f"{where} {step.name!r}: there is no saga named {name!r}.",
-                    hint=f"Did you mean {' or '.join(near)}?" if near else "Define it, too.",
+                    hint=guess(name, self._sagas) or "Define it, too.",
                 )
             pivot = sub_saga.definition.pivot
             stays = isinstance(step.compensation, NothingToUndo) or step.pivot
@@ -110,12 +109,7 @@ class Catalog:
         """
         saga = self._sagas.get(name)
         if saga is None:
-            near = difflib.get_close_matches(name, self._sagas, n=3, cutoff=0.5)
-            hint = (
-                f"Did you mean {' or '.join(near)}?"
-                if near
-                else f"Known are: {', '.join(sorted(self._sagas)) or 'none'}."
-            )
+            hint = guess(name, self._sagas) or listed(self._sagas)
             raise UnknownSaga(
                 f"There is no saga named {name!r}.",
                 hint=f"{hint} `saga definitions` lists them; SAGA_DEFINITIONS names their modules.",
@@ -162,6 +156,12 @@ class Catalog:
                 return None
             self._pinned[identity] = stored
         return self._pinned[identity]
+
+    def known(self, store: Store) -> list[Definition]:
+        """Definitions in the store and in code, by name and version; of both the stored one."""
+        in_code = {identity: saga.definition for identity, saga in self._versions.items()}
+        stored = {(one.name, one.version): one for one in store.definitions()}
+        return [one for _, one in sorted({**in_code, **stored}.items())]
 
 
 def _has_places(definition: Definition) -> bool:

@@ -1,21 +1,18 @@
-"""Starts, cancels and reads sagas, from any process that reaches the store.
+"""Starts, cancels and operates sagas, from any process that reaches the store.
 
 A start is durable when the call returns: it goes through the same engine as everything else, so no
 orchestrator needs to be up.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from itertools import islice
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
 
 import msgspec
 
 from orchestrator import dead_letters
 from orchestrator.asking import Operated
-from orchestrator.controls import Controls
-from orchestrator.core.definition import Definition
-from orchestrator.core.events import ForkedFrom, Recorded
+from orchestrator.core.events import ForkedFrom
 from orchestrator.core.messages import (
     CompensateNow,
     Operator,
@@ -25,21 +22,14 @@ from orchestrator.core.messages import (
     RetryNow,
     Skip,
 )
-from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Status
-from orchestrator.core.terms import IN_FLIGHT
-from orchestrator.engine import Engine
 from orchestrator.forks import Forked
-from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
+from orchestrator.ports import DeadLetter, SagaRow
+from orchestrator.reader import Reader
 from orchestrator.retention import LEFTOVERS_AGE_MIN, Archive, purge, sweep
-from orchestrator.search import Filter, find
 from orchestrator.starts import Started
-from orchestrator.sub_sagas import SUB_SAGA_DEPTH_MAX
-from orchestrator.unreadable import known_row
-from orchestrator.views import SagaView, outcome_of, saga_view, sub_saga_of
-from shared.clock import monotonic, pause, utc_now
+from shared.clock import utc_now
 from shared.messages import (
-    Ended,
     Failed,
     Failure,
     Rejected,
@@ -48,25 +38,13 @@ from shared.messages import (
 )
 from shared.telemetry.header_propagator import current_baggage, current_parent
 
-_POLL_FIRST_S = 0.005
-_POLL_MAX_S = 0.2
 _COUNT_MAX = 1_000_000
 
+_Answer = TypeVar("_Answer")
 
-class Client:
-    """What programs and the `saga` command use.
 
-    Args:
-        engine: Made by `orchestrator.bootstrap`. Not for use by several threads at once.
-
-    Attributes:
-        controls: What operators say of all sagas of a name.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._store = engine.store
-        self.controls = Controls(engine, utc_now)
+class Client(Reader):
+    """What programs and the `saga` command use: all that a reader can, and all that changes something."""
 
     def start(
         self,
@@ -155,15 +133,11 @@ class Client:
             baggage=current_baggage(),
         )
         fork = ForkedFrom(saga_id=saga_id, step=from_step, reason=reason, by=by)
-        forked = self._engine.fork(fork, request, dry_run=dry_run)
-        self._engine.settle()
-        return forked
+        return self._settled(self._engine.fork(fork, request, dry_run=dry_run))
 
     def start_many(self, requests: Sequence[StartRequest]) -> list[Started]:
         """Start several sagas in one transaction; as `start`."""
-        started = self._engine.start(requests)
-        self._engine.settle()
-        return started
+        return self._settled(self._engine.start(requests))
 
     def cancel(self, saga_id: str, *, reason: str, by: str = "") -> SagaRow:
         """Ask that a saga be undone; it lets the steps in flight end, then compensates.
@@ -172,9 +146,7 @@ class Client:
             UnknownSaga: No saga has that id.
             NotAllowed: It is past its pivot, or has ended.
         """
-        row = self._engine.cancel(saga_id, reason=reason, by=by)
-        self._engine.settle()
-        return row
+        return self._settled(self._engine.cancel(saga_id, reason=reason, by=by))
 
     # What sagas wait for --------------------------------------------------------------------
 
@@ -186,9 +158,7 @@ class Client:
             NotAllowed: It waits for no signal of that name, or has ended.
             PayloadTooLarge: The data are.
         """
-        told = self._engine.signal(saga_id, name, data, by=by)
-        self._engine.settle()
-        return told
+        return self._settled(self._engine.signal(saga_id, name, data, by=by))
 
     def approve(
         self, saga_id: str, name: str, *, approved: bool = True, comment: str = "", by: str
@@ -212,7 +182,8 @@ class Client:
             PayloadTooLarge: Output or undo data are.
         """
         known = output if undo is msgspec.UNSET else undo
-        return self._complete(token, Succeeded(output=output, undo=known))
+        outcome = Succeeded(output=output, undo=known)
+        return self._settled(self._engine.complete(token, outcome))
 
     def fail(
         self,
@@ -232,12 +203,7 @@ class Client:
         """
         failure = Failure(kind=kind, message=message, retryable=retryable and not rejected)
         outcome = Rejected(failure=failure) if rejected else Failed(failure=failure)
-        return self._complete(token, outcome)
-
-    def _complete(self, token: str, outcome: Ended) -> Operated:
-        told = self._engine.complete(token, outcome)
-        self._engine.settle()
-        return told
+        return self._settled(self._engine.complete(token, outcome))
 
     # Operators ------------------------------------------------------------------------------
     #
@@ -316,109 +282,27 @@ class Client:
 
     def operate(self, saga_id: str, message: Operator, *, dry_run: bool = False) -> Operated:
         """Do what an operator asks, given as a message."""
-        operated = self._engine.operate(saga_id, message, dry_run=dry_run)
-        self._engine.settle()
-        return operated
+        return self._settled(self._engine.operate(saga_id, message, dry_run=dry_run))
 
-    # Reading --------------------------------------------------------------------------------
+    # Dead letters, and what has ended -------------------------------------------------------
 
-    def row(self, saga_id: str) -> SagaRow:
-        """A saga as it is stored.
+    def requeue(self, number: int) -> DeadLetter:
+        """Act on a dead letter once more; it is gone when this returns.
 
-        Raises:
-            UnknownSaga: No saga has that id.
-            DecodeError: It cannot be read.
-        """
-        return known_row(self._store, saga_id)
-
-    def view(self, saga_id: str) -> SagaView:
-        """A saga with its steps and its time line.
+        Not over the broker: what follows is committed here, so that it is known what came of it.
 
         Raises:
-            UnknownSaga: No saga has that id.
+            InputError: There is none of that number.
+            NotAllowed: It still cannot be read or acted on; says why, and the letter stays.
+            SagaError: As `start`, for a start; the letter stays.
         """
-        return saga_view(*self.story(saga_id))
+        letter = self._settled(dead_letters.requeue(self._engine, number))
+        self._store.drop_dead_letters([number])
+        return letter
 
-    def payload(self, saga_id: str, step: str = "", *, undo: bool = False) -> Any:
-        """The input of a saga, or what a step has returned, with what is in the payload store.
-
-        Args:
-            saga_id: Which saga.
-            step: Whose output; empty for the input.
-            undo: Its undo data instead.
-
-        Raises:
-            UnknownSaga: No saga has that id.
-            SagaError: As `Payloads.whole`.
-        """
-        row = self.row(saga_id)
-        definition = self._engine.definition_of(row)
-        return self._engine.payloads.whole(definition, row.state, step, undo=undo)
-
-    def story(self, saga_id: str) -> tuple[Definition, SagaRow, Sequence[Recorded]]:
-        """A saga with the definition that it runs on and all of its history.
-
-        Raises:
-            UnknownSaga: No saga has that id.
-        """
-        row = self.row(saga_id)
-        return self._engine.definition_of(row), row, self._store.history([saga_id])[saga_id]
-
-    def below(self, row: SagaRow) -> dict[str, SagaRow]:
-        """The sub-sagas that a saga waits for, and those that they wait for, by their ids."""
-        found: dict[str, SagaRow] = {}
-        above = [row]
-        for _ in range(SUB_SAGA_DEPTH_MAX):
-            awaited = [
-                sub_saga_of(planned, one.state)
-                for one in above
-                for planned in plan_of(self._engine.definition_of(one), one.state).sub_sagas
-                if one.state.step(planned.name).phase in IN_FLIGHT
-            ]
-            above = [*self._store.load(awaited).values()] if awaited else []
-            found.update({one.saga_id: one for one in above})
-        return found
-
-    def wait(
-        self,
-        saga_id: str,
-        timeout: timedelta | None = None,
-        on_change: Callable[[SagaRow], None] | None = None,
-    ) -> SagaRow:
-        """Wait until a saga has ended or got stuck.
-
-        Args:
-            saga_id: Which.
-            timeout: None waits without end.
-            on_change: Called with each new state that is seen.
-
-        Returns:
-            The saga as it was when the wait ended; it may still be moving after a timeout.
-        """
-        deadline = None if timeout is None else monotonic() + timeout.total_seconds()
-        seen, pause_s = 0, _POLL_FIRST_S
-        while True:
-            row = self.row(saga_id)
-            if row.sequence != seen:
-                seen, pause_s = row.sequence, _POLL_FIRST_S
-                if on_change:
-                    on_change(row)
-            left = None if deadline is None else deadline - monotonic()
-            if outcome_of(row.state.status) or (left is not None and left <= 0):
-                return row
-            pause(pause_s if left is None else min(pause_s, left))
-            pause_s = min(pause_s * 1.5, _POLL_MAX_S)
-
-    def list(
-        self,
-        *,
-        statuses: Collection[Status] = (),
-        name: str | None = None,
-        key: str | None = None,
-        limit: int = 50,
-    ) -> Sequence[SagaSummary]:
-        """Sagas, newest first; an empty `statuses` means all."""
-        return self._store.list_sagas(statuses=statuses, name=name, key=key, limit=limit)
+    def drop_dead_letters(self, numbers: Collection[int]) -> int:
+        """Delete dead letters for good; returns how many there were."""
+        return self._store.drop_dead_letters(numbers)
 
     def purge(
         self,
@@ -469,70 +353,7 @@ class Client:
         """How many sagas `purge` would delete."""
         return len(self._store.ended(before, _COUNT_MAX, name=name, statuses=statuses))
 
-    def ids_from(self, beginning: str, limit: int) -> Sequence[str]:
-        """Ids of sagas that begin so, in order: of those that the product has made."""
-        return self._store.ids_from(beginning, limit)
-
-    def by_trace(self, trace_id: str) -> Sequence[SagaSummary]:
-        """Sagas of a trace, oldest first."""
-        return self._store.find_by_trace(trace_id)
-
-    def stored_definitions(self) -> Sequence[Definition]:
-        """Definitions in the store, by name and version."""
-        return self._store.definitions()
-
-    def definitions(self) -> Sequence[Definition]:
-        """Definitions in the store and in code, by name and version."""
-        stored = {(one.name, one.version): one for one in self._store.definitions()}
-        in_code = {(saga.name, saga.version): saga.definition for saga in self._engine.catalog}
-        return [one for _, one in sorted({**in_code, **stored}.items())]
-
-    def find(self, wanted: Filter, limit: int = 50) -> Sequence[SagaRow]:
-        """Sagas that fit a filter, newest first."""
-        return [*islice(find(self._store, wanted), limit)]
-
-    # Dead letters ---------------------------------------------------------------------------
-
-    def dead_letters(self, limit: int = 50) -> Sequence[DeadLetter]:
-        """Messages that nobody could act on, newest first."""
-        return self._store.dead_letters(limit)
-
-    def dead_letter(self, number: int) -> DeadLetter:
-        """One of them.
-
-        Raises:
-            InputError: There is none of that number.
-        """
-        return dead_letters.letter_of(self._store, number)
-
-    def requeue(self, number: int) -> DeadLetter:
-        """Act on a dead letter once more; it is gone when this returns.
-
-        Not over the broker: what follows is committed here, so that it is known what came of it.
-
-        Raises:
-            InputError: There is none of that number.
-            NotAllowed: It still cannot be read or acted on; says why, and the letter stays.
-            SagaError: As `start`, for a start; the letter stays.
-        """
-        letter = dead_letters.requeue(self._engine, number)
+    def _settled(self, answer: _Answer) -> _Answer:
+        """What an engine has answered, once it has noted what it has sent."""
         self._engine.settle()
-        self._store.drop_dead_letters([number])
-        return letter
-
-    def drop_dead_letters(self, numbers: Collection[int]) -> int:
-        """Delete dead letters for good; returns how many there were."""
-        return self._store.drop_dead_letters(numbers)
-
-    def check(self) -> None:
-        """Check that the store answers and has the schema of this version.
-
-        Raises:
-            UnavailableError: It does not answer.
-            ConfigurationError: Its schema is older or newer.
-        """
-        self._store.check()
-
-    def close(self) -> None:
-        """Give connections back."""
-        self._engine.close()
+        return answer

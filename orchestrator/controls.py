@@ -1,7 +1,6 @@
 """What operators say of all sagas of a name: limits in place of the definition's, and pauses."""
 
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import structlog
 
@@ -12,6 +11,7 @@ from orchestrator.ports import Control, SagaRow
 from orchestrator.rooms import GateView
 from shared.clock import Clock
 from shared.errors import InputError, UnknownSaga
+from shared.guessing import guess, listed
 
 log = structlog.get_logger("orchestrator")
 
@@ -144,25 +144,17 @@ class Controls:
             raise self._unknown(name)
         steps = {planned.name: planned for one in of_name for planned in one.steps}
         if step and step not in steps:
-            guess = _guess(step, steps)
             raise InputError(
                 f"Saga {name!r} has no step {step!r}.",
-                hint=guess or f"It has {', '.join(steps)}.",
+                hint=guess(step, steps) or f"It has {', '.join(steps)}.",
             )
         if step and steps[step].waits:
             raise InputError(f"Step {step!r} of {name!r} only waits, which takes no room.")
 
-    def _definitions(self) -> list[Definition]:
-        in_code = {(one.name, one.version): one.definition for one in self._engine.catalog}
-        stored = {(one.name, one.version): one for one in self._store.definitions()}
-        return [one for _, one in sorted({**stored, **in_code}.items())]
-
     def _unknown(self, name: str) -> UnknownSaga:
         known = {one.name for one in self._definitions()}
-        listed = f"Known are: {', '.join(sorted(known)) or 'none'}."
-        return UnknownSaga(f"There is no saga named {name!r}.", hint=_guess(name, known) or listed)
+        hint = guess(name, known) or listed(known)
+        return UnknownSaga(f"There is no saga named {name!r}.", hint=hint)
 
-
-def _guess(given: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(near)}?" if near else ""
+    def _definitions(self) -> list[Definition]:
+        return self._engine.catalog.known(self._store)

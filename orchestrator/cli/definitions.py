@@ -1,6 +1,5 @@
 """`saga definitions`: what sagas there are, and what differs between two versions."""
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from orchestrator.cli import output, session
 from orchestrator.cli.options import Json
 from shared.clock import utc_now
 from shared.errors import UnknownSaga
+from shared.guessing import guess
 
 if TYPE_CHECKING:
     from orchestrator.core.definition import Definition
@@ -139,9 +139,8 @@ def _known(pauses: "dict[str, Control] | None" = None) -> tuple[Known, Known]:
 def _named(name: str, known: "Sequence[Definition]") -> "list[Definition]":
     found = [one for one in known if one.name == name]
     if not found:
-        near = difflib.get_close_matches(name, {one.name for one in known}, n=3, cutoff=0.5)
-        guess = f"Did you mean {', '.join(near)}?" if near else "`saga definitions` lists them."
-        raise UnknownSaga(f"There is no saga named {name!r}.", hint=guess)
+        hint = guess(name, {one.name for one in known}) or "`saga definitions` lists them."
+        raise UnknownSaga(f"There is no saga named {name!r}.", hint=hint)
     return found
 
 

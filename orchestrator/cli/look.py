@@ -9,7 +9,7 @@ from shared.clock import utc_now
 from shared.errors import ConfigurationError, SagaError, UnavailableError, UnknownSaga
 
 if TYPE_CHECKING:
-    from orchestrator.client import Client
+    from orchestrator.reader import Reader
     from orchestrator.trace_files import Span
 
 
@@ -63,14 +63,14 @@ def trace_head(trace_id: str, spans: "Sequence[Span]") -> list[output.Block]:
     ]
 
 
-def spans_of(client: "Client", trace_id: str, saga_ids: Sequence[str]) -> "list[Span]":
+def spans_of(client: "Reader", trace_id: str, saga_ids: Sequence[str]) -> "list[Span]":
     """The spans of a trace as they were exported and, where there are gaps, from the store."""
     from orchestrator.trace_view import merged
 
     return merged(_exported(trace_id), _projected(client, saga_ids))
 
 
-def _projected(client: "Client", saga_ids: Sequence[str]) -> "list[Span]":
+def _projected(client: "Reader", saga_ids: Sequence[str]) -> "list[Span]":
     from orchestrator.trace_files import distinct
     from orchestrator.trace_view import projected_spans
 
@@ -101,7 +101,7 @@ def _source() -> str:
     return f"Jaeger at {shown_url(jaeger_url)}" if jaeger_url else f"{_traces_folder()}"
 
 
-def _sagas(client: "Client", which: str) -> tuple[str, list[str]]:
+def _sagas(client: "Reader", which: str) -> tuple[str, list[str]]:
     """The trace that an argument means, and the sagas in it."""
     trace_id = session.as_trace_id(which)
     if trace_id is None:

@@ -1,6 +1,5 @@
 """Options that several commands have, and what is read out of them."""
 
-import difflib
 import getpass
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ import typer
 
 from orchestrator.cli.short_ids import whole_id
 from shared.errors import InputError
+from shared.guessing import guess
 
 if TYPE_CHECKING:
     from orchestrator.core.state import Status
@@ -63,10 +63,9 @@ def statuses_of(given: Sequence[str]) -> "list[Status]":
         elif text in known:
             found.append(known[text])
         else:
-            near = difflib.get_close_matches(text, [*known, *groups], n=1)
-            guess = f" Did you mean {near[0]}?" if near else ""
+            every = [*known, *groups]
             raise InputError(
-                f"There is no status {text!r}.{guess}",
-                hint=f"One of {', '.join([*known, *groups])}.",
+                f"There is no status {text!r}. {guess(text, every, most=1)}".rstrip(),
+                hint=f"One of {', '.join(every)}.",
             )
     return found

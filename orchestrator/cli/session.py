@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from orchestrator.client import Client
     from orchestrator.core.definition import Definition
+    from orchestrator.reader import Reader
     from shared.settings import Settings
 
 SERVICE: Final = "saga-cli"
@@ -32,8 +33,8 @@ def has_store(configured: "Settings") -> bool:
 
 
 @contextmanager
-def reading() -> Iterator["Client"]:
-    """A client for commands that only read; no broker is needed, and nothing is created.
+def reading() -> Iterator["Reader"]:
+    """A reader for commands that only read; no broker is needed, and nothing is created.
 
     Raises:
         ConfigurationError: Nothing has ever run here.
