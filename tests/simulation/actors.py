@@ -66,6 +66,10 @@ _OUTCOMES: Final[dict[str, Rejected | Failed]] = {
 }
 
 
+def _tell_nobody(_changes: Any, _letters: Any) -> None:
+    """The log lines of what was committed: to write them took a good half of the time."""
+
+
 class SimulatedTracing(SagaTracing):
     """The real tracing, its random ids derived."""
 
@@ -154,6 +158,7 @@ class EngineProcess(Process):
             tracing=tracing,
             clock=self.clock,
             limits=self.world.limits,
+            narrate=_tell_nobody,
         )
         return self._engine
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
-from orchestrator import coordinator, engine, journal, metrics, outbox
+from orchestrator import coordinator, engine, metrics, outbox
 from orchestrator.core.events import tag_of
 from orchestrator.core.state import Status
 from shared.messages import Reply
@@ -284,7 +284,6 @@ class _Silent:
 def silence() -> Iterator[None]:
     """The product writes no log lines and counts nothing: a tenth of the time went into that."""
     with (
-        patch.object(journal, "narrate", _nothing),
         patch.object(metrics, "committed", _nothing),
         patch.object(engine, "log", _Silent()),
         patch.object(outbox, "log", _Silent()),

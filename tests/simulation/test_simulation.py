@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from typing import get_args
 
+from structlog.testing import capture_logs
+
 from orchestrator.core.events import Event
 from tests.simulation.chaos import CHANCES
 from tests.simulation.run import Finding, simulate
@@ -54,6 +56,13 @@ def test_a_run_can_be_made_again_in_another_process() -> None:
     )
     assert here
     assert here in there.stdout
+
+
+def test_a_run_writes_no_log() -> None:
+    """Or ``make soak`` would take three times as long, and hide what it reports among the lines."""
+    with capture_logs() as lines:
+        assert simulate(3).fired
+    assert lines == []
 
 
 def test_it_makes_no_difference_whether_all_is_written_as_json() -> None:
