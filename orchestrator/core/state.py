@@ -201,6 +201,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         backward: Compensation has begun.
         paused: Nothing new begins until an operator resumes it.
         full: Its history is as long as it may be: it begins nothing more until it is resumed.
+        was_full: It was so once, and has been resumed; false while it is full again.
         secret: Makes the tokens with which its steps are completed from elsewhere.
         not_before: When its first step begins, if not at once.
         signals: Data of the signals that have come, by name.
@@ -232,6 +233,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backward: bool = False
     paused: bool = False
     full: bool = False
+    was_full: bool = False
     secret: str = ""
     not_before: datetime | None = None
     signals: dict[str, Any] = {}
@@ -247,7 +249,7 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def went_wrong(self) -> bool:
         """Whether something did that it might not have got over."""
-        return self.cause is not None or self.unknown_task
+        return self.cause is not None or self.unknown_task or self.full or self.was_full
 
     def step(self, name: str) -> StepState:
         """State of a step; pending where nothing has happened to it."""
@@ -340,9 +342,10 @@ def evolve(  # noqa: C901, PLR0912 - one case for each event
         case SagaPaused():
             return _replace(state, paused=True)
         case SagaResumed():
-            return _with_status(_replace(state, paused=False, full=False))
+            was_full = state.full or state.was_full
+            return _with_status(_replace(state, paused=False, full=False, was_full=was_full))
         case HistoryFull():
-            return _with_status(_replace(state, full=True))
+            return _with_status(_replace(state, full=True, was_full=False))
         case RoomAwaited(step=name):
             return _replace(state, awaited=(*state.awaited, name))
         case RetryRequested():

@@ -82,6 +82,11 @@ def test_a_saga_with_too_many_events_goes_on_when_it_is_resumed_under_a_higher_l
     assert tags(told.tell(Resume(by="ada")).events) == ["saga_resumed", "history_full"]
     told.limits = Limits()
     assert sent(told.tell(Resume(by="ada"))) == [("b", "action", 1)]
+    told.tell(succeeded("b"))
+    assert told.state is not None
+    assert (told.state.status, told.state.cause) == (Status.COMPLETED, None)
+    assert told.state.went_wrong
+    assert fold(told.events) == told.state  # type: ignore[arg-type]  # events
     other = Limited(linear("a", "b"), Limits(events_max=2))
     other.tell(succeeded("a"))
     other.tell(Resolve(by="ada"))

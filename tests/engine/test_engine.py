@@ -8,6 +8,8 @@ from orchestrator.batch import Batch
 from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Definition, Saga, WaitFor
 from orchestrator.core.events import DeadlineExceeded, Recorded, SagaPaused, StepTimedOut
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import NO_LIMITS
 from orchestrator.core.messages import Pause, Resolve, Resume, RetryNow
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine
@@ -73,6 +75,7 @@ class Bench:
         definition: Saga = LINEAR,
         store: MemoryStore | None = None,
         broker: MemoryBroker | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.now = T0
         self.store = store or MemoryStore()
@@ -85,6 +88,7 @@ class Bench:
             tracing=SagaTracing(system="memory", clock=self.clock),
             clock=self.clock,
             payload_bytes_max=PAYLOAD_BYTES_MAX,
+            limits=limits,
         )
 
     def clock(self) -> datetime:
@@ -588,6 +592,35 @@ def test_a_success_that_is_not_sampled_has_no_trace_to_export(bench: Bench) -> N
     bench.arrive(of(saga_id, succeeded("a")))
     bench.arrive(of(saga_id, succeeded("b")))
     assert bench.store.load([saga_id])[saga_id].trace_due_at is None
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["as it is resumed", "later"])
+def test_a_full_history_that_is_resumed_and_completes_has_a_trace_of_the_end(
+    *, at_once: bool
+) -> None:
+    """Though it was not sampled, and nothing else went wrong: it was stuck."""
+    bench = Bench(limits=Limits(events_max=4))
+    saga_id = bench.start().row.saga_id
+    bench.arrive(of(saga_id, succeeded("a")))
+    bench.arrive(of(saga_id, failed("b")))
+    wake_at = bench.store.load([saga_id])[saga_id].wake_at
+    assert wake_at is not None
+    bench.now = wake_at
+    bench.engine.tick(1)
+    row = bench.store.load([saga_id])[saga_id]
+    assert (row.state.full, row.trace_due_at) == (True, bench.now + TRACE_RETRY)
+    bench.engine.store.commit((), traced={saga_id: bench.now + TRACE_RETRY})
+    assert bench.store.load([saga_id])[saga_id].trace_due_at is None
+    if at_once:  # the failed attempt has succeeded after all
+        bench.arrive(of(saga_id, succeeded("b")))
+        bench.engine.operate(saga_id, Resume())
+    else:
+        bench.engine._loop._limits = NO_LIMITS
+        bench.engine.operate(saga_id, Resume())
+        bench.arrive(of(saga_id, succeeded("b", 2)))
+    row = bench.store.load([saga_id])[saga_id]
+    assert (row.state.status, row.state.cause) == (Status.COMPLETED, None)
+    assert row.trace_due_at == bench.now + TRACE_RETRY
 
 
 # Operators ------------------------------------------------------------------------------------
