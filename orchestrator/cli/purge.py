@@ -83,9 +83,14 @@ def purge(
         )
         return
     would = "would be " if dry_run else ""
-    output.show([output.line(f"{deleted} sagas {would}deleted.")])
+    output.show([output.line(f"{_sagas(deleted)} {would}deleted.")])
     if swept:
-        output.show([output.line(f"Payloads of {swept} sagas that do not exist deleted.")])
+        exist = "that does not exist" if swept == 1 else "that do not exist"
+        output.show([output.line(f"Payloads of {_sagas(swept)} {exist} deleted.")])
+
+
+def _sagas(number: int) -> str:
+    return "1 saga" if number == 1 else f"{number} sagas"
 
 
 def _confirm(sagas: int) -> None:
@@ -93,10 +98,10 @@ def _confirm(sagas: int) -> None:
     if not sagas:
         return
     if not output.is_terminal():
-        have = "saga has" if sagas == 1 else "sagas have"
+        have = "has" if sagas == 1 else "have"
         raise InputError(
-            f"{sagas} {have} ended, some less than an hour ago.",
+            f"{_sagas(sagas)} {have} ended, some less than an hour ago.",
             hint="Look with --dry-run, then give --yes. Nothing was deleted.",
         )
-    if not typer.confirm(f"Delete {sagas} sagas, also those that have only just ended?", err=True):
+    if not typer.confirm(f"Delete {_sagas(sagas)}, also what has only just ended?", err=True):
         raise typer.Abort

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import psutil
 
+from tests.guide.sessions import Session
 from tests.servers.preloaded import COMMANDS, ROOT, Ended
 from tests.waiting import wait_until
 
@@ -90,6 +91,10 @@ class Folder:
                 check=False,
             )
         )
+
+    def session(self) -> Session:
+        """A shell that plays what documents show."""
+        return Session(self.path, environment(**self._env))
 
     def start_saga(self, name: str, *arguments: str, **given: Any) -> Done:
         """Run ``saga start NAME --json``."""

@@ -11,14 +11,31 @@ from typing import Any
 
 import httpx2
 import pytest
+from celery import Celery
 
+from shared import names as wire
 from shared.settings import Settings
 from tests.e2e.saga_dev import SAGA, Dev, environment
+from tests.guide.sessions import make_older
 from tests.waiting import wait_until
 from workers.examples import ledger
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
+OPERATING = "docs/operating.md"
+REFUNDS = """
+from datetime import timedelta
+import msgspec
+from orchestrator.core.definition import Saga, Sleep, Step
+
+class Refund(msgspec.Struct):
+    pass
+
+GIVE_REFUND = Saga(
+    name="give-refund", version=1, input=Refund, steps=(Step("wait", Sleep(timedelta(seconds=1))),)
+)
+SAGAS = (GIVE_REFUND,)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -255,25 +272,25 @@ def test_a_program_starts_a_saga_over_http(dev: Dev) -> None:
 
 def test_what_ended_long_ago_is_purged_and_archived(dev: Dev) -> None:
     """It is in the archive and no longer in the store; what has not ended cannot be named."""
-    saga_id = dev.order("--wait", sku="unicorn").json["saga_id"]
-    dev.exported(saga_id)  # until then it is kept
-    archive = dev.path / "archive.jsonl"
-    asked = ("purge", "--older-than", "0s", "--status", "compensated", "--archive", str(archive))
+    saga_id, recent = (dev.order("--wait", sku="unicorn").json["saga_id"] for _ in range(2))
+    for one in (saga_id, recent):
+        dev.exported(one)  # until then it is kept
+
+    def old_ones() -> int:
+        return int(dev.saga("purge", "--older-than", "30d", "--dry-run", "--json").json["sagas"])
+
+    make_older(dev.home / "saga.db", 31, saga_id)
     # The file may have the spans before the orchestrator knows.
+    wait_until(old_ones, timeout=20)
+    with dev.session() as session:
+        session.play(OPERATING, "Retention")
+    archived = [json.loads(one) for one in (dev.path / "purged.jsonl").read_text().splitlines()]
+    assert [one["saga_id"] for one in archived] == [saga_id]
+    assert old_ones() == 0
+    asked = ("purge", "--older-than", "0s", "--status", "compensated")
     wait_until(lambda: dev.saga(*asked, "--dry-run", "--json").json["sagas"], timeout=20)
-    assert "--yes" in dev.saga(*asked, "--json").error["hint"]  # some have only just ended
-    deleted = 0
-
-    def purged() -> bool:
-        nonlocal deleted
-        done = dev.saga(*asked, "--yes", "--json").json
-        assert (done["deleted"], done["archive"]) == (True, str(archive))
-        deleted += done["sagas"]
-        lines = [json.loads(line) for line in archive.read_text().splitlines()]
-        assert deleted == len(lines)
-        return saga_id in {line["saga_id"] for line in lines}
-
-    wait_until(purged, timeout=20)
+    assert "--yes" in dev.saga(*asked, "--json").error["hint"]  # nobody was asked
+    assert dev.saga(*asked, "--yes", "--json").json["deleted"] is True
     assert dev.saga("show", saga_id).code == 2
     for wrong in (("--older-than", "soon"), ("--older-than", "1d", "--status", "stuck")):
         assert dev.saga("purge", *wrong).code == 2
@@ -395,6 +412,23 @@ def test_a_limit_that_an_operator_sets_makes_sagas_wait_for_room(dev: Dev) -> No
     assert replayed.code == 0, replayed.out
 
 
+def test_limits_are_set_as_the_guide_shows(dev: Dev) -> None:
+    """Of a step and of a name, and taken back."""
+    with dev.session() as session:
+        session.play(OPERATING, "Limits")
+
+
+def send_for_nobody(dev: Dev, plain: Celery[Any], task: str, **kwargs: Any) -> None:
+    """Send what nobody can act on, and wait until it is kept."""
+
+    def kept() -> int:
+        return len(dev.saga("dlq", "list", "--json").json)
+
+    before = kept()
+    plain.send_task(task, kwargs=kwargs, queue=wire.REPLIES_QUEUE)
+    wait_until(lambda: kept() > before, timeout=20)
+
+
 def travel(dev: Dev, **given: Any) -> str:
     """Book a journey; returns the id of its saga."""
     given = {"booking_id": "b-1", "activities": ["city-tour", "surf-lesson"], **given}
@@ -442,7 +476,7 @@ def test_a_journey_is_undone_with_its_payment(dev: Dev) -> None:
 
 
 def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
-    """As text and as JSON."""
+    """As text and as JSON; dead letters are looked through as the guide shows."""
     shown = dev.saga("definitions", "place-order")
     assert "inventory.release" in shown.out
     found = {one["name"]: one for one in dev.saga("definitions", "--json").json}
@@ -454,6 +488,14 @@ def test_definitions_and_dead_letters_can_be_read(dev: Dev) -> None:
     assert dev.saga("dlq", "list", "--json").json == []
     assert dev.saga("dlq", "requeue", "7").code == 2
     assert dev.saga("dlq", "bus", "list", "--json").json == []
+    # One is acted on once the code that knows it is there, the other one dropped.
+    (dev.path / "refunds.py").write_text(REFUNDS)
+    url = (dev.home / "broker.url").read_text()
+    with Celery("plain", broker=url, set_as_current=False) as plain:
+        send_for_nobody(dev, plain, wire.START_TASK, name="give-refund", input={}, key="refund-7")
+        send_for_nobody(dev, plain, wire.CANCEL_TASK, saga_id="no-such-saga", reason="test")
+    with dev.session() as session:
+        session.play(OPERATING, "Dead letters")
 
 
 def test_an_unknown_status_is_refused(dev: Dev) -> None:

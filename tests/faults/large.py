@@ -9,6 +9,7 @@ from orchestrator.core.references import gt
 class Book(msgspec.Struct, frozen=True):
     """What is printed, and where it goes."""
 
+    title: str
     text: str
     region: str = "earth"
 

@@ -19,6 +19,7 @@ from orchestrator.starts import Started
 from shared import faults, names
 from shared.settings import Settings
 from tests.e2e.saga_dev import SAGA, environment
+from tests.guide.sessions import Session
 from tests.servers.preloaded import COMMANDS, Ended
 from tests.servers.process import kill_tree, spawn
 from tests.waiting import wait_until
@@ -196,6 +197,10 @@ class Stack:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def session(self) -> Session:
+        """A shell that plays what documents show."""
+        return Session(self.home, self._env)
 
     # Sagas ----------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ What a document may contain, beside plain Markdown:
 * ```` ```python not-run: why ````: must be correct Python, and is not run.
 * ``<!-- snippet-setup`` … ``-->``: Python that is run at its place and not shown: what an excerpt
   leaves out.
-* ```` ```bash ```` (also ``sh``, ``shell``, ``console``) and indented blocks: every ``saga …`` line has
-  to be one that the command understands.
+* ```` ```bash ```` (also ``sh``, ``shell``) and indented blocks: every ``saga …`` line has to be one that
+  the command understands.
+* ```` ```console ````: what stands after ``$`` is typed, and what stands below it is printed; see `sessions`.
 """
 
 import re
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^(?P<indent> {0,3})```(?P<info>[^`\n]*)$")
 _SETUP = re.compile(r"^<!-- snippet-setup$(?P<code>.*?)^-->$", re.MULTILINE | re.DOTALL)
-_SHELLS = {"bash", "sh", "shell", "console"}
+_SHELLS = {"bash", "sh", "shell"}
+_SESSION = "console"
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _INLINE = re.compile(r"(?<!`)`(?P<code>saga [^`]+)`(?!`)")
 _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
@@ -105,12 +107,13 @@ def snippets(text: str) -> list[Block]:
 def saga_commands(text: str) -> Iterator[tuple[int, list[str]]]:
     """Arguments of each ``saga`` command in a shell block, with its line."""
     for block in blocks(text):
-        if block.language and block.language not in _SHELLS:
+        if block.language and block.language not in {*_SHELLS, _SESSION}:
             continue
         joined = re.sub(r" *\\\n *", lambda _: " \x00", block.code)
         at = block.line
         for line in joined.splitlines():
-            for arguments in _commands(line.replace("\x00", "")):
+            printed = block.language == _SESSION and not line.startswith("$ ")
+            for arguments in () if printed else _commands(line.replace("\x00", "")):
                 yield at, arguments
             at += 1 + line.count("\x00")
 

@@ -17,6 +17,8 @@ from orchestrator.cli.app import make_app
 from tests.guide import markdown
 from tests.guide.markdown import ROOT, documents, name_of, snippets
 from tests.guide.run_snippets import NAMESPACE, run
+from tests.guide.sessions import Session, Typed, typed
+from tests.guide.sessions import section as markdown_section
 
 SNIPPETS_WITHIN_SECONDS = 90
 VARIABLE = re.compile(r"\b(?:SAGA|OPENTELEMETRY)_[A-Z0-9_]*[A-Z0-9]\b")
@@ -233,3 +235,85 @@ def test_a_failing_snippet_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(AssertionError) as failed:
         run(path)
     assert ("a.md", 9) == (str(failed.traceback[-1].path), failed.traceback[-1].lineno + 1)
+
+
+# Sessions -----------------------------------------------------------------------------------
+
+SESSION = """\
+# Two letters
+
+```console
+$ echo a \\
+  b; x=7
+a   b
+$ echo "$x"; \\
+  false
+error: …
+$ saga dlq drop 1 # nothing shown
+```
+
+## Below
+
+```console
+$ echo $x
+8
+```
+"""
+
+
+def test_what_a_session_types_and_shows() -> None:
+    """Continued lines, several commands of a block, and where they stand; parsed, too."""
+    above, below = (markdown_section(SESSION, one) for one in ("Two letters", "Below"))
+    assert [
+        ("echo a \\\n  b; x=7", ["a   b"], 4),
+        ('echo "$x"; \\\n  false', ["error: …"], 7),
+        ("saga dlq drop 1 # nothing shown", [], 10),
+    ] == [(one.command, one.shows, one.line) for one in typed(above)]
+    assert [("echo $x", ["8"], 16)] == [(one.command, one.shows, one.line) for one in typed(below)]
+    with pytest.raises(LookupError):
+        markdown_section(SESSION, "Letters")
+    assert [(10, ["dlq", "drop", "1"])] == list(markdown.saga_commands(SESSION))
+
+
+def test_what_a_session_prints_is_compared(tmp_path: Path) -> None:
+    """In one shell; with an ellipsis for what varies, and its exit code."""
+    with Session(tmp_path, dict(os.environ)) as session:
+        first = Typed(command="echo 'a  b 17'; x=8", line=1, shows=["a b …"])
+        assert "" == first.problem(*session.type(first.command))
+        assert (0, "8\n") == session.type("echo $x")
+        assert (3, "") == session.type("(exit 3)")
+        code, said = session.type("cd ..; saga show --nonsense")
+    assert (2, True) == (code, "No such option: --nonsense" in said)
+    shows = Typed(command="", line=1, shows=["one", "…", "last 1"])
+    assert not shows.problem(0, "one\ntwo\nthree\nlast 1\n")
+    assert not shows.problem(0, "one\nlast 1\n")
+    for wrong in ((0, "one\nlast 12\n"), (1, "one\nlast 1\n"), (0, "one\nlast 1\nmore\n")):
+        assert shows.problem(*wrong)
+    refused = Typed(command="", line=1, shows=["error: no", "…"])
+    assert not refused.problem(2, "error: no\nwhy\n")
+    assert refused.problem(0, "error: no\n")
+
+
+PLAYED = re.compile(r'\.play\((\S+), "([^"]+)"\)')
+
+
+def test_every_session_is_played() -> None:
+    """Some end-to-end test plays what a document shows: each heading with a `console` block."""
+    played = {
+        heading
+        for path in (ROOT / "tests").glob("**/test_*.py")
+        for _, heading in PLAYED.findall(path.read_text())
+    }
+    shown = {
+        (name_of(document), heading)
+        for document in documents()
+        for heading in headings(document.read_text())
+        if [*typed(markdown_section(document.read_text(), heading))]
+    }
+    assert shown
+    assert not {one for one in shown if one[1] not in played}
+
+
+def headings(text: str) -> list[str]:
+    """Those of a document, as they are written; of comments in code there are some more."""
+    return re.findall(r"^#+ +(.*?) *$", text, flags=re.MULTILINE)
