@@ -27,8 +27,7 @@ from shared.clock import Clock
 from shared.ids import new_span_id, new_trace_id
 from shared.messages import StartRequest
 from shared.telemetry import names, propagation, setup
-from shared.telemetry.setup import ExportedSpan
-from shared.telemetry.spans import AttributeValue, SpanRecord
+from shared.telemetry.spans import AttributeValue, ExportedSpan, SpanRecord
 
 RETRACE_FOR: Final = timedelta(hours=1)
 """How long after its end a saga's spans are worth another try, when no collector takes them."""

@@ -2,14 +2,12 @@
 
 As with spans: the exporter and its thread begin with the first line of a process, so that a worker
 that forks has none to inherit; no call blocks without a limit; what is lost is counted, and said
-once. This is the only file beside `setup` that imports the OpenTelemetry SDK: the log exporters take
-its records.
+once. The OpenTelemetry SDK is imported here because the log exporters take its records.
 """
 
 import atexit
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -31,6 +29,7 @@ from typing_extensions import override
 from shared.clock import monotonic
 from shared.telemetry import logs, names
 from shared.telemetry.current import text_of
+from shared.telemetry.exporting import make_grpc_cooperate, resource_attributes
 from shared.telemetry.health import ExportHealth
 from shared.telemetry.log_config import LogExportConfig
 from shared.telemetry.log_line import Line
@@ -150,16 +149,12 @@ class _Process:
             return True
         limit = config.tracing.shutdown_timeout if timeout is None else timeout
         complete = outlet.close(limit)
-        ended = outlet.stats()
-        self._ended = _sum(
-            self._ended,
-            msgspec.structs.replace(ended, dropped=ended.dropped + ended.queued, queued=0),
-        )
+        self._ended += outlet.stats().given_up()
         return complete
 
     def stats(self) -> OutletStats:
         running = self.running
-        return self._ended if running is None else _sum(self._ended, running.stats())
+        return self._ended if running is None else self._ended + running.stats()
 
     def forked(self) -> None:
         # The parent's thread does not exist here, and its lock may be held for ever.
@@ -192,7 +187,7 @@ class _Receiver:
 
     def __init__(self, config: LogExportConfig) -> None:
         self._health = ExportHealth(config.protocol, config.url, signal="log_records")
-        self._resource = _resource(config)
+        self._resource = Resource.create(resource_attributes(config.tracing))
         self._exporter = _exporter(config)
 
     def export(self, batch: list[_Line]) -> bool:
@@ -224,8 +219,6 @@ def _exporter(config: LogExportConfig) -> LogRecordExporter:
         from opentelemetry.exporter.otlp.proto.grpc._log_exporter import (
             OTLPLogExporter as GrpcExporter,
         )
-
-        from shared.telemetry.setup import make_grpc_cooperate
 
         make_grpc_cooperate()
         return GrpcExporter(endpoint=config.url, headers=headers, timeout=timeout)
@@ -279,32 +272,6 @@ def _value(value: object) -> AnyValue:
         except (TypeError, ValueError, OverflowError, RuntimeError):  # it changes meanwhile, too
             value = text_of(value)
     return value.encode("utf-8", "replace").decode()  # lone surrogates
-
-
-def _resource(config: LogExportConfig) -> Resource:
-    tracing = config.tracing
-    hostname = socket.gethostname()
-    known = {
-        names.SERVICE_VERSION: tracing.service_version,
-        names.DEPLOYMENT_ENVIRONMENT: tracing.environment,
-    }
-    return Resource.create(
-        {
-            **dict(tracing.resource_attributes),
-            names.SERVICE_NAME: tracing.service_name,
-            names.SERVICE_INSTANCE_ID: f"{os.getpid()}@{hostname}",
-            **{key: value for key, value in known.items() if value},
-        }
-    )
-
-
-def _sum(one: OutletStats, other: OutletStats) -> OutletStats:
-    return OutletStats(
-        exported=one.exported + other.exported,
-        dropped=one.dropped + other.dropped,
-        failed=one.failed + other.failed,
-        queued=one.queued + other.queued,
-    )
 
 
 _process = _Process()

@@ -36,6 +36,19 @@ class OutletStats(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     queued: int = 0
 
+    def __add__(self, other: "OutletStats") -> "OutletStats":
+        """What became of the items of both."""
+        return OutletStats(
+            exported=self.exported + other.exported,
+            dropped=self.dropped + other.dropped,
+            failed=self.failed + other.failed,
+            queued=self.queued + other.queued,
+        )
+
+    def given_up(self) -> "OutletStats":
+        """The same when nothing more will be handed over: what waits is lost."""
+        return msgspec.structs.replace(self, dropped=self.dropped + self.queued, queued=0)
+
 
 class Outlet(Generic[T]):
     """Takes items from any thread without ever blocking, and hands them over from its own.

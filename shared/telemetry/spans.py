@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -67,3 +67,15 @@ class SpanRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: SpanError | None = None
     tracestate: str = ""
     sampled: bool = True
+
+
+class ExportedSpan(NamedTuple):
+    """A span that was given to `setup.emit` and has reached the receiver.
+
+    A span that is exported again, since it goes on, differs in its `end`.
+    """
+
+    trace_id: str
+    span_id: str
+    name: str
+    end: datetime

@@ -37,8 +37,7 @@ from shared.errors import UnavailableError
 from shared.messages import Command, Reply, Request, Succeeded
 from shared.names import REPLY_TASK
 from shared.telemetry.names import SAGA_STATUS
-from shared.telemetry.setup import ExportedSpan
-from shared.telemetry.spans import SpanRecord
+from shared.telemetry.spans import ExportedSpan, SpanRecord
 from tests.core.builders import T0
 from tests.simulation.barrier import Database
 from tests.simulation.chaos import Chaos, Fault

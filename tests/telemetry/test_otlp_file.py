@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, SpanKind
 
 from shared.telemetry.otlp_file import OtlpFile, encode_spans
-from shared.telemetry.setup import _Emitted
+from shared.telemetry.span_export import Emitted
 from tests.telemetry.records import record, rich_record
 
 
@@ -38,7 +38,7 @@ def spans_of_the_sdk() -> list[ReadableSpan]:
 def emitted() -> list[ReadableSpan]:
     """Spans as `setup.emit` makes them."""
     resource = Resource.create({"service.name": "orchestrator"})
-    return [_Emitted(one, resource) for one in (record(), rich_record())]
+    return [Emitted(one, resource) for one in (record(), rich_record())]
 
 
 def normal(request: Any) -> Any:

@@ -16,8 +16,7 @@ from typing_extensions import override
 from shared.telemetry import current, propagation, setup
 from shared.telemetry.outlet import OutletStats
 from shared.telemetry.redaction import Redaction
-from shared.telemetry.setup import ExportedSpan
-from shared.telemetry.spans import Attributes, SpanError
+from shared.telemetry.spans import Attributes, ExportedSpan, SpanError
 from tests.servers.otlp import OtlpReceiver, Protocol, ReceivedLink
 from tests.servers.spantree import assert_one_tree
 from tests.telemetry.conftest import StartTracing

@@ -5,9 +5,6 @@ process exports for itself, as a service instance of its own.
 """
 
 import logging
-import os
-import socket
-import sys
 from typing import Final
 
 import structlog
@@ -32,6 +29,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from shared.clock import unix_time
 from shared.telemetry import names
+from shared.telemetry.exporting import instance_id, make_grpc_cooperate
 from shared.telemetry.metrics.config import MetricsConfig
 from shared.telemetry.metrics.registry import Registry
 from shared.telemetry.metrics.snapshot import Exemplar, Family, Snapshot
@@ -53,8 +51,9 @@ class OtlpMetrics:
         self._config = config
         self._registry = registry
         self._failing = False
-        instance = f"{os.getpid()}@{socket.gethostname()}"
-        self._resource = Resource.create({**config.resource, names.SERVICE_INSTANCE_ID: instance})
+        self._resource = Resource.create(
+            {**config.resource, names.SERVICE_INSTANCE_ID: instance_id()}
+        )
         self._exporter: MetricExporter | None = None
 
     def export(self) -> None:
@@ -136,12 +135,7 @@ def _exporter(config: MetricsConfig) -> MetricExporter:
     timeout = config.export_timeout.total_seconds()
     # Each is imported only where it is used: gRPC is megabytes of memory.
     if config.otlp_protocol == "grpc":
-        monkey = sys.modules.get("gevent.monkey")
-        if monkey is not None and monkey.is_module_patched("socket"):
-            # gRPC's waits would block every greenlet of the worker.
-            from grpc.experimental.gevent import init_gevent
-
-            init_gevent()
+        make_grpc_cooperate()
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
             OTLPMetricExporter as GrpcExporter,
         )
