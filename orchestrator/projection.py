@@ -6,7 +6,8 @@
     │   ├── send {queue}        one for each attempt: attempts are siblings, never a staircase
     │   │   └── process {queue} the participant's own span; from here only where it left none
     │   └── send {queue}
-    └── compensate {step}       the same, with a link to the step that it undoes
+    ├── compensate {step}       the same, with a link to the step that it undoes
+    └── await room {step}       where a limit that sagas share held an attempt up, or the saga
 
 Every id is derived from what the span is about, so that exporting a saga twice gives the same
 spans.
@@ -37,6 +38,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import CauseKind, SagaState, Status
+from orchestrator.room_waits import RoomWait, room_waits
 from shared.ids import Direction, command_id, derived_span_id, derived_trace_id, sub_saga_id
 from shared.messages import Execution, Failure
 from shared.telemetry import names
@@ -160,10 +162,27 @@ class _Projection:
         for step in _steps(self._state.saga_id, self._history).values():
             if step.sequence > given_up_to:
                 spans += self._step(step)
+        spans += [
+            self._wait(one) for one in room_waits(self._history) if one.sequence > given_up_to
+        ]
         for recorded in self._history:
             if recorded.sequence > given_up_to:
                 spans += self._published(recorded)
         return spans
+
+    def _wait(self, wait: RoomWait) -> SpanRecord:
+        state = self._state
+        attributes = {**self._common, names.SAGA_OUTCOME: wait.outcome}
+        if wait.step:
+            attributes |= {names.SAGA_STEP: wait.step, names.SAGA_DIRECTION: wait.direction}
+        return self._span(
+            names.room_span(wait.step or state.name),
+            derived_span_id(state.saga_id, "room", wait.begun),
+            state.trace.root_span_id,
+            wait.began_at,
+            wait.ended_at or self._ended_at,
+            attributes,
+        )
 
     def _published(self, recorded: Recorded) -> Iterator[SpanRecord]:
         """The sending of the events that a milestone publishes."""

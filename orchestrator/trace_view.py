@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from orchestrator.core.definition import Definition
-from orchestrator.core.events import Recorded, SagaStuck
+from orchestrator.core.events import Recorded
 from orchestrator.core.state import SagaState
 from orchestrator.ports import SagaRow
 from orchestrator.projection import project
@@ -46,13 +46,7 @@ def projected_spans(
     state = msgspec.structs.replace(
         row.state, trace=msgspec.structs.replace(row.state.trace, sampled=False)
     )
-    # A projection leaves out what an earlier one, made when the saga got stuck, has given.
-    stops = [number for number, one in enumerate(history, 1) if isinstance(one.event, SagaStuck)]
-    records = [
-        record
-        for stop in sorted({*stops, len(history)})
-        for record in project(definition, state, history[:stop], system=system, sent={})
-    ]
+    records = project(definition, state, history, system=system, sent={}, whole=True)
     spans = distinct(_from_record(record) for record in records)
     return spans if state.status.final else [_still_open(span, state, now) for span in spans]
 

@@ -41,7 +41,7 @@ SAGA_FORKED_FROM: Final = "saga.forked_from.id"
 SAGA_ORIGIN_ID: Final = "saga.origin.id"
 """On the span of the undo of a copied step: the saga whose effect is undone."""
 SAGA_OUTCOME: Final = "saga.outcome"
-"""How an attempt or a step ended: ``succeeded``, ``rejected``, ``failed``, ``timed_out``."""
+"""How an attempt, a step or a wait ended: ``succeeded``, ``rejected``, ``failed``, ``timed_out``."""
 SAGA_STATUS: Final = "saga.status"
 """How a saga ended: ``completed``, ``compensated``, ``stuck``, ``resolved``."""
 SAGA_RECONSTRUCTED: Final = "saga.trace.reconstructed"
@@ -251,6 +251,15 @@ def start_span(saga_name: str) -> str:
 def step_span(step: str, direction: Direction) -> str:
     """Name of the span of a step: from its first dispatch to its last outcome."""
     return f"step {step}" if direction == "action" else f"compensate {step}"
+
+
+def room_span(name: str) -> str:
+    """Name of the span of a wait for room within a limit that sagas share.
+
+    Args:
+        name: The step whose limit it is, or the saga where it is the limit of its name.
+    """
+    return f"await room {name}"
 
 
 def ask_span(query: str) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 from orchestrator.catalog import Catalog
 from orchestrator.client import Client
 from orchestrator.core.definition import Retry, Saga, Step
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import NO_LIMITS
 from orchestrator.engine import Engine
 from orchestrator.ports import Delivery
 from orchestrator.store.memory import MemoryStore
@@ -49,7 +51,7 @@ class Story:
         now: Time of what happens next; every reply takes 10 ms.
     """
 
-    def __init__(self, key: str | None = None) -> None:
+    def __init__(self, key: str | None = None, limits: Limits = NO_LIMITS) -> None:
         self.now = T0
         self.engine = Engine(
             store=MemoryStore(),
@@ -57,6 +59,7 @@ class Story:
             catalog=Catalog([TRIP]),
             tracing=SagaTracing(system="redis", clock=lambda: self.now),
             clock=lambda: self.now,
+            limits=limits,
         )
         self.client = Client(self.engine)
         self.saga_id = self.client.start("trip", {"order_id": "o-1"}, key=key).row.saga_id

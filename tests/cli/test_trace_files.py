@@ -7,6 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.core.limits import Limits
+from orchestrator.core.machine import NO_LIMITS
+from orchestrator.core.state import Status
 from orchestrator.trace_files import Span, read_trace
 from orchestrator.trace_view import merged, projected_spans
 from shared.telemetry import setup
@@ -123,6 +126,21 @@ def test_a_saga_in_flight_is_open_up_to_now() -> None:
     assert {"saga trip", "step hotel"} == {name for name, span in spans.items() if span.open}
     assert spans["step hotel"].end_ns == now_ns
     assert now_ns - spans["saga trip"].start_ns == 1_010_000_000
+
+
+def test_a_saga_whose_history_was_full_keeps_what_came_before() -> None:
+    """It is resumed, ends, and nobody has taken its spans: all of them come from the store."""
+    story = Story(limits=Limits(events_max=3))
+    story.succeeds("flight")
+    statuses = [story.view.status]
+    story.engine._loop._limits = NO_LIMITS
+    story.now += timedelta(seconds=1)
+    story.client.resume(story.saga_id, reason="more room")
+    story.succeeds("hotel")
+    assert [*statuses, story.view.status] == [Status.STUCK, Status.COMPLETED]
+    names = [span.name for span in _projected(story)]
+    assert {"step flight", "step hotel"} < {*names}
+    assert len(names) == len({*names})
 
 
 def test_a_saga_that_got_stuck_keeps_what_came_before() -> None:

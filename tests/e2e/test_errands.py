@@ -392,7 +392,10 @@ def test_no_more_begin_in_a_second_than_their_rate_allows(dev: Dev, plain: Celer
     assert details(shown[-1], "room_awaited") != []
     limits = dev.saga("limit", "stamp", "--json").json
     assert [(one["step"], one["limit"]["rate"]) for one in limits] == [("stamp", "4/s")]
-    assert_right(dev, shown[-1]["saga_id"])
+    spans = {one.name: one for one in assert_right(dev, shown[-1]["saga_id"])}
+    waited = spans["await room stamp"]
+    assert waited.attributes["saga.outcome"] == "succeeded"
+    assert waited.start_ns < waited.end_ns == spans["step stamp"].start_ns
 
 
 def test_what_nobody_could_act_on_is_acted_on_later(dev: Dev, plain: Celery[Any]) -> None:
