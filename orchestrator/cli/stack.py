@@ -21,6 +21,8 @@ from orchestrator.log_files import LogLine
 from shared.embedded import PrivateRedis, find_redis_server, port_is_free
 from shared.settings import BROKER_URL_FILE, Settings
 from shared.telemetry.config import tracing_config
+from shared.telemetry.log_file import make_folder
+from shared.telemetry.logs import not_writable
 
 OWN_APP: Final = "workers"
 ORCHESTRATOR: Final = "orchestrator"
@@ -81,7 +83,7 @@ class Stack:
     def __enter__(self) -> Self:
         with ExitStack() as exits:
             exits.enter_context(locked(self._settings.home))
-            self.log_dir.mkdir(parents=True, exist_ok=True)
+            self._make_log_dir()
             self._follower = exits.enter_context(closing(Follower([self.log_dir])))
             self._broker_url = self._start_broker(exits)
             exits.callback(self._end_children)
@@ -135,6 +137,15 @@ class Stack:
     def child(self, name: str) -> Child:
         """A process by its name."""
         return next(child for child in self.children if child.name == name)
+
+    def _make_log_dir(self) -> None:
+        # Before anything starts: each worker would end for it, and be started again.
+        try:
+            make_folder(self.log_dir)
+        except OSError as error:
+            if self._settings.log_dir is None:
+                raise
+            raise not_writable(f"SAGA_LOG_DIR={self._settings.log_dir}", error) from error
 
     # Broker ---------------------------------------------------------------------------------
 

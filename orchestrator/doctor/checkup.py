@@ -1,6 +1,5 @@
 """All checks one after the other, on the settings of this process."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
@@ -22,6 +21,7 @@ from shared.errors import SagaError
 from shared.settings import Settings
 from shared.telemetry.config import TracingConfig, tracing_config
 from shared.telemetry.log_config import log_export_config
+from shared.telemetry.log_file import make_folder
 from shared.telemetry.names import messaging_system
 
 LOGS_SINCE: Final = timedelta(days=1)
@@ -150,9 +150,7 @@ class Checkup:
     def _logs(self) -> Iterator[Finding]:
         folder = self._log_folders[0]
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"x")
+            make_folder(folder)
         except OSError as error:
             yield wrong(
                 "logs",

@@ -104,14 +104,14 @@ class _WorkerTelemetry:
             config = tracing_config(self._service, home=settings.home)
             log_export = log_export_config(config)
             metrics_url = metrics.start(metrics_config(config, settings))
+            logs.configure_from(
+                settings,
+                config.service_name,
+                level=loglevel if loglevel and _level_was_given() else None,
+                file=Path(logfile) if logfile else None,
+            )
         except ConfigurationError as error:
             raise as_shown(error) from error
-        logs.configure_from(
-            settings,
-            config.service_name,
-            level=loglevel if loglevel and _level_was_given() else None,
-            file=Path(logfile) if logfile else None,
-        )
         if log_export is not None:
             logs.export(log_export)
         setup.start(self._service, config)

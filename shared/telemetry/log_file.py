@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -152,6 +153,17 @@ class LogFile:
             self._open()
             path, files_max = self._path, self._rotation.files_max
             _in_background(lambda: tidy(path, files_max))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of log files where there is none, and try whether a file can be written in it.
+
+    Raises:
+        OSError: It cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
 
 
 def old_files(path: Path) -> list[Path]:

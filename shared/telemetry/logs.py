@@ -23,6 +23,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context, get_current
 from typing_extensions import override
 
+from shared.errors import ConfigurationError
 from shared.settings import Settings
 from shared.telemetry import log_line, log_record, names
 from shared.telemetry.log_config import LogExportConfig
@@ -120,16 +121,34 @@ def configure_from(
         file: In place of the one in the settings' folder.
 
     Raises:
-        OSError: The folder cannot be written.
+        ConfigurationError: The file cannot be written.
     """
-    configure(
-        service,
-        level=settings.log_level if level is None else level,
-        log_dir=settings.log_dir,
-        file=file,
-        also_fd=settings.log_stdout,
-        json=settings.log_format == "json",
-        rotation=rotation_of(settings),
+    try:
+        configure(
+            service,
+            level=settings.log_level if level is None else level,
+            log_dir=settings.log_dir,
+            file=file,
+            also_fd=settings.log_stdout,
+            json=settings.log_format == "json",
+            rotation=rotation_of(settings),
+        )
+    except OSError as error:
+        if file is None:
+            raise not_writable(f"SAGA_LOG_DIR={settings.log_dir}", error) from error
+        raise not_writable(f"--logfile {file}", error) from error
+
+
+def not_writable(setting: str, error: OSError) -> ConfigurationError:
+    """Where no log file can be written.
+
+    Args:
+        setting: What says so, with its value.
+        error: What the operating system says.
+    """
+    return ConfigurationError(
+        f"{setting}: no log file can be written there: {error.strerror or error}.",
+        hint="Make the folder writable for this user, or name another one.",
     )
 
 

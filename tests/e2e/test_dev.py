@@ -165,6 +165,16 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.err
 
 
+def test_a_log_folder_that_cannot_be_written_ends_it_at_once(tmp_path: Path) -> None:
+    """Workers would end for it one by one, and be started again for ever."""
+    (tmp_path / "file").write_text("")
+    done = Folder(tmp_path).saga("dev", env={"SAGA_LOG_DIR": "file"})
+    assert done.code == 2
+    assert done.err.startswith("error: SAGA_LOG_DIR=file: no log file can be written there")
+    assert "Traceback" not in done.err
+    assert not (tmp_path / ".saga" / "redis").exists()
+
+
 def test_where_nothing_has_run_there_is_nothing_to_read(tmp_path: Path) -> None:
     """It is said instead of shown as an empty list, and looking creates nothing."""
     done = Folder(tmp_path).saga("list", "--json")

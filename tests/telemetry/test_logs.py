@@ -367,6 +367,21 @@ def test_a_wrong_setting_is_named(
         read_settings.__wrapped__()
 
 
+def test_where_no_log_file_can_be_written_the_setting_is_named(tmp_path: Path) -> None:
+    """And what was set up before stays."""
+    taken = tmp_path / "a-file"
+    taken.touch()
+    before = logging.getLogger().handlers[:]
+    for settings, file, setting in (
+        (Settings(log_dir=taken), None, f"SAGA_LOG_DIR={taken}"),
+        (Settings(), taken / "worker.log", f"--logfile {taken}/worker.log"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            logs.configure_from(settings, "svc", file=file)
+        assert str(caught.value).startswith(f"{setting}: no log file can be written there: ")
+    assert before == logging.getLogger().handlers
+
+
 def test_secrets_stay_out_of_lines_of_any_making(
     lines: Callable[[], list[dict[str, object]]],
 ) -> None:

@@ -468,6 +468,7 @@ def test_without_a_folder_lines_go_to_standard_output(tmp_path: Path, redis_url:
     [
         ({"SAGA_BROKER_URL": ""}, "No broker: SAGA_BROKER_URL is not set"),
         ({"SAGA_LOG_LEVEL": "LOUD"}, "SAGA_LOG_LEVEL='LOUD'"),
+        ({"SAGA_LOG_DIR": "/dev/null"}, "SAGA_LOG_DIR=/dev/null: no log file can be written"),
         ({"OTEL_TRACES_SAMPLER": "some"}, "OTEL_TRACES_SAMPLER='some' is not allowed"),
         ({"OTEL_PROPAGATORS": "w3c"}, "OTEL_PROPAGATORS='w3c' is not allowed"),
         (
