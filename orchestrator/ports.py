@@ -170,8 +170,12 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class SagaSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a list of sagas shows; no state is decoded for it."""
+class SagaSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a list of sagas shows; no state is decoded for it.
+
+    Attributes:
+        unreadable: Why it cannot be read, where that was asked for and is so.
+    """
 
     saga_id: str
     name: str
@@ -182,6 +186,7 @@ class SagaSummary(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     updated_at: datetime
     wake_at: datetime | None
+    unreadable: str = ""
 
 
 def summary_of(row: SagaRow) -> SagaSummary:

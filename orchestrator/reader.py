@@ -14,7 +14,7 @@ from orchestrator.core.state import Status
 from orchestrator.core.terms import IN_FLIGHT
 from orchestrator.engine import Engine
 from orchestrator.ports import DeadLetter, SagaRow, SagaSummary
-from orchestrator.search import Filter, find
+from orchestrator.search import Filter, Found, Older, find, summaries
 from orchestrator.sub_sagas import SUB_SAGA_DEPTH_MAX
 from orchestrator.unreadable import known_row
 from orchestrator.views import SagaView, outcome_of, saga_view, sub_saga_of
@@ -144,6 +144,30 @@ class Reader:
     def find(self, wanted: Filter, limit: int = 50) -> Sequence[SagaRow]:
         """Sagas that fit a filter, newest first."""
         return [*islice(find(self._store, wanted), limit)]
+
+    def summaries(
+        self,
+        wanted: Filter,
+        limit: int = 50,
+        *,
+        older: Older | None = None,
+        looked_at_max: int | None = None,
+    ) -> Found:
+        """Sagas that fit a filter as a list shows them, newest first, page by page.
+
+        Args:
+            wanted: Which.
+            limit: Most of a page.
+            older: Where the page before has ended (`Found.older`).
+            looked_at_max: Most that are read for a page; see `search.summaries`.
+        """
+        return summaries(
+            self._store,
+            wanted,
+            limit=limit,
+            older=older,
+            looked_at_max=looked_at_max,
+        )
 
     def ids_from(self, beginning: str, limit: int) -> Sequence[str]:
         """Ids of sagas that begin so, in order: of those that the product has made."""

@@ -39,6 +39,28 @@ def readable(store: Store, saga_ids: Collection[str]) -> tuple[dict[str, SagaRow
     return rows, unreadable
 
 
+def usable(
+    store: Store, definition_of: Callable[[SagaRow], object], saga_ids: Collection[str]
+) -> tuple[dict[str, SagaRow], dict[str, str]]:
+    """As `readable`, and with definitions that can be read, too.
+
+    Args:
+        store: Where the sagas are.
+        definition_of: Gives the definition of a saga; raises `DecodeError` for one that cannot be
+            read.
+        saga_ids: Which sagas.
+    """
+    rows, unreadable = readable(store, saga_ids)
+    for saga_id, row in [*rows.items()]:
+        try:
+            definition_of(row)
+        except DecodeError as error:
+            name = f"{row.state.name!r} version {row.state.version}"
+            unreadable[saga_id] = f"Its definition {name} cannot be read: {error}"
+            del rows[saga_id]
+    return rows, unreadable
+
+
 def row_of(store: Store, saga_id: str) -> SagaRow | None:
     """The row of a saga, if there is one.
 
@@ -85,14 +107,7 @@ class Aside:
 
         Those are told of, and woken again when `READ_AGAIN` is over.
         """
-        rows, unreadable = readable(self._store, saga_ids)
-        for saga_id, row in [*rows.items()]:
-            try:
-                self._definition_of(row)
-            except DecodeError as error:
-                name = f"{row.state.name!r} version {row.state.version}"
-                unreadable[saga_id] = f"Its definition {name} cannot be read: {error}"
-                del rows[saga_id]
+        rows, unreadable = usable(self._store, self._definition_of, saga_ids)
         if unreadable:
             self._store.postpone(unreadable, now + READ_AGAIN)
             for saga_id, reason in unreadable.items():

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import statuses_of
-from orchestrator.cli.times import given_duration
 from shared.clock import utc_now
+from shared.durations import given_duration
 
 if TYPE_CHECKING:
     from orchestrator.search import Filter
@@ -36,6 +35,10 @@ RetryingOption = Annotated[
     bool, typer.Option("--retrying", help="Waiting for the next attempt of a step.")
 ]
 PausedOption = Annotated[bool, typer.Option("--paused", help="Paused by an operator.")]
+UnreadableOption = Annotated[
+    bool,
+    typer.Option("--unreadable", help="That cannot be read, and so were put aside; says why."),
+]
 OlderThanOption = Annotated[
     str | None,
     typer.Option(
@@ -56,14 +59,15 @@ def filter_of(
     attempts: int = 0,
     retrying: bool = False,
     paused: bool = False,
+    unreadable: bool = False,
     older_than: str | None = None,
 ) -> "Filter":
     """The filter that the options describe.
 
     Raises:
-        InputError: A status or a duration is none.
+        InputError: A status or a duration is none, or two do not go together.
     """
-    from orchestrator.search import Filter
+    from orchestrator.search import Filter, statuses_of
 
     since = None
     if older_than is not None:
@@ -77,5 +81,6 @@ def filter_of(
         attempts=attempts,
         retrying=retrying,
         paused=paused or None,
+        unreadable=unreadable,
         unchanged_since=since,
     )

@@ -1,17 +1,12 @@
 """Options that several commands have, and what is read out of them."""
 
 import getpass
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from orchestrator.cli.short_ids import whole_id
 from shared.errors import InputError
-from shared.guessing import guess
-
-if TYPE_CHECKING:
-    from orchestrator.core.state import Status
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, also for errors.")]
 SagaId = Annotated[
@@ -44,28 +39,3 @@ def user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as containers have
         return ""
-
-
-def statuses_of(given: Sequence[str]) -> "list[Status]":
-    """The statuses that people name: singly, as `active` or `final`, several with commas.
-
-    Raises:
-        InputError: There is none of that name; names the nearest.
-    """
-    from orchestrator.core.state import ACTIVE, FINAL, Status
-
-    groups = {"active": ACTIVE, "final": FINAL}
-    known = {one.value: one for one in Status}
-    found: list[Status] = []
-    for text in (part.strip() for value in given for part in value.split(",")):
-        if text in groups:
-            found += sorted(groups[text])
-        elif text in known:
-            found.append(known[text])
-        else:
-            every = [*known, *groups]
-            raise InputError(
-                f"There is no status {text!r}. {guess(text, every, most=1)}".rstrip(),
-                hint=f"One of {', '.join(every)}.",
-            )
-    return found

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 import typer
 
 from orchestrator.cli import output, session
-from orchestrator.cli.options import Json, statuses_of
-from orchestrator.cli.times import given_duration
+from orchestrator.cli.options import Json
 from shared.clock import utc_now
+from shared.durations import given_duration
 from shared.errors import ConfigurationError, InputError
 
 ASKED_BELOW: Final = timedelta(hours=1)
@@ -50,6 +50,7 @@ def purge(
     the same place.
     """
     from orchestrator.retention import archive_to
+    from orchestrator.search import statuses_of
 
     age = given_duration(older_than, "--older-than")
     before = utc_now() - age

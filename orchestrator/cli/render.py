@@ -203,9 +203,10 @@ def timeline_table(timeline: Sequence[TimelineEntry]) -> Table:
 
 
 def sagas_table(sagas: Sequence[SagaSummary], now: datetime) -> Table:
-    """A list of sagas."""
+    """A list of sagas; why they cannot be read, where they were asked for because of that."""
+    unreadable = any(one.unreadable for one in sagas)
     return Table(
-        ("ID", "NAME", "STATUS", "STARTED", "TOOK", "KEY"),
+        ("ID", "NAME", "STATUS", "STARTED", "TOOK", "KEY", *(["UNREADABLE"] * unreadable)),
         [
             (
                 Piece(one.saga_id),
@@ -214,6 +215,7 @@ def sagas_table(sagas: Sequence[SagaSummary], now: datetime) -> Table:
                 Piece(moment(one.started_at, now)),
                 Piece(_took(one, now)),
                 Piece(one_line(one.key or "")),
+                *([Piece(one_line(one.unreadable), "red")] * unreadable),
             )
             for one in sagas
         ],

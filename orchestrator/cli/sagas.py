@@ -11,6 +11,7 @@ from orchestrator.cli.filters import (
     RetryingOption,
     StatusOption,
     StepOption,
+    UnreadableOption,
     filter_of,
 )
 from orchestrator.cli.options import Json, Limit, Reason, SagaId, user
@@ -26,6 +27,7 @@ def list_sagas(
     attempts: AttemptsOption = 0,
     retrying: RetryingOption = False,
     paused: PausedOption = False,
+    unreadable: UnreadableOption = False,
     older_than: OlderThanOption = None,
     limit: Limit = 50,
     as_json: Json = False,
@@ -36,7 +38,6 @@ def list_sagas(
     sagas that are left, so give a status with them where there are many.
     """
     from orchestrator.cli import render
-    from orchestrator.ports import summary_of
 
     wanted = filter_of(
         status=status,
@@ -47,13 +48,11 @@ def list_sagas(
         attempts=attempts,
         retrying=retrying,
         paused=paused,
+        unreadable=unreadable,
         older_than=older_than,
     )
     with session.reading() as client:
-        if wanted.looked_up:
-            found = client.list(statuses=wanted.statuses, name=name, key=key, limit=limit)
-        else:
-            found = [summary_of(row) for row in client.find(wanted, limit)]
+        found = client.summaries(wanted, limit).sagas
         pauses = [] if as_json else client.controls.pauses()
     for pause in pauses:
         if name in {None, pause.name}:

@@ -1,15 +1,13 @@
 """Times and durations as people read them."""
 
-import re
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 
+from shared.durations import given_duration
 from shared.errors import InputError
-
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def duration(milliseconds: float) -> str:
@@ -41,31 +39,6 @@ def away(at: datetime, now: datetime) -> str:
     """``in 4 s`` or ``4 s ago``."""
     distance = (at - now) / timedelta(milliseconds=1)
     return f"in {duration(distance)}" if distance >= 0 else f"{duration(-distance)} ago"
-
-
-def given_duration(text: str, option: str) -> timedelta:
-    """A duration as people type it: ``90s``, ``15m``, ``12h``, ``30d``, ``2w``, or ISO 8601.
-
-    Args:
-        text: What was typed.
-        option: The option that it was given for, for the error.
-
-    Raises:
-        InputError: It is none, or it is negative.
-    """
-    match = re.fullmatch(r"(\d+)([smhdw])", text.strip().lower())
-    try:
-        if match:
-            return timedelta(**{_UNITS[match[2]]: int(match[1])})
-        found = msgspec.convert(text.strip().upper(), timedelta)
-        if found >= timedelta(0):
-            return found
-    except (msgspec.ValidationError, OverflowError):
-        pass
-    raise InputError(
-        f"{option} is {text!r}, which is no duration.",
-        hint="Write 90s, 15m, 12h, 30d or 2w, or ISO 8601 such as PT12H.",
-    )
 
 
 def since_when(text: str, option: str, now: datetime) -> datetime:

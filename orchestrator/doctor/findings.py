@@ -50,6 +50,7 @@ class Code(StrEnum):
     STORE_READ_ONLY = "store-read-only"
     STORE_NOT_DURABLE = "store-not-durable"
     PAYLOAD_STORE = "payload-store"
+    SAGA_UNREADABLE = "saga-unreadable"
     CLOCK_SKEW = "clock-skew"
     SQLITE_NETWORK = "sqlite-network"
     SQLITE_JOURNAL = "sqlite-journal"

@@ -11,7 +11,9 @@ from typing import Final
 import sqlalchemy as sa
 
 from orchestrator.core.definition import Saga
+from orchestrator.core.state import ACTIVE
 from orchestrator.doctor.findings import Code, Finding, advise, good, wrong
+from orchestrator.search import Filter, summaries
 from orchestrator.store import rows
 from orchestrator.store.definitions import check_same
 from orchestrator.store.sql import SqlStore
@@ -23,6 +25,11 @@ SKEW_ADVICE: Final = timedelta(seconds=1)
 SKEW_WRONG: Final = timedelta(seconds=5)
 DISK_FREE_MIN: Final = 100 * 1024 * 1024
 DISK_FREE_ADVICE: Final = 1024 * 1024 * 1024
+
+NAMED_MAX: Final = 10
+"""Sagas that are named at most."""
+LOOKED_AT_MAX: Final = 5_000
+"""Sagas that are read at most, the newest of those that have not ended: about a second."""
 
 _MOUNTS: Final = Path("/proc/self/mounts")
 _NETWORK: Final = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs", "lustre")
@@ -55,6 +62,7 @@ def check_store(store: SqlStore, sagas: Iterable[Saga], clock: Clock) -> Iterato
     if not database.is_sqlite:
         yield from _check_postgresql(store, clock)
     yield from _check_definitions(store, sagas)
+    yield from _check_readable(store)
 
 
 def check_sqlite_file(path: Path, mounts: str | None = None) -> Iterator[Finding]:
@@ -204,6 +212,26 @@ def _check_definitions(store: SqlStore, sagas: Iterable[Saga]) -> Iterator[Findi
             same += 1
     if same:
         yield good("definitions", f"{same} definitions are as they are stored.")
+
+
+def _check_readable(store: SqlStore) -> Iterator[Finding]:
+    """Name sagas that have not ended and cannot be read: nothing goes on with them."""
+    wanted = Filter(statuses=tuple(sorted(ACTIVE)), unreadable=True)
+    found = summaries(store, wanted, limit=NAMED_MAX, looked_at_max=LOOKED_AT_MAX)
+    if not found.sagas:
+        return
+    named = ", ".join(one.saga_id for one in found.sagas)
+    first, more = found.sagas[0], " and perhaps more" if found.older else ""
+    yield wrong(
+        CHECK,
+        Code.SAGA_UNREADABLE,
+        f"Sagas stand still, since they cannot be read: {named}{more}. Of {first.saga_id}: "
+        f"{first.unreadable}",
+        "Put a key that was taken away too early back on SAGA_ENCRYPTION_KEYS, as the last one, or "
+        "give it to this process; restore a damaged row from a backup. Then they go on by "
+        "themselves within minutes. `saga list --unreadable` has all of them.",
+        saga_ids=[one.saga_id for one in found.sagas],
+    )
 
 
 def _mounts() -> str:

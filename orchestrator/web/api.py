@@ -1,5 +1,7 @@
 """The HTTP API as an ASGI application.
 
+    GET  /sagas                      ?status=&name=&key=&step=&error=&attempts=&retrying=&paused=
+                                     &unreadable=&older_than=&limit=&after=         list
     POST /sagas/{name}               {"input": {}, "key": "", "not_before": ""}     start
     GET  /sagas/{saga_id}                                                           look
     GET  /sagas/{saga_id}/payload    ?step=&undo=                                   input, output
@@ -51,6 +53,7 @@ from orchestrator.web.bodies import (
     StartBody,
     read,
 )
+from orchestrator.web.listing import Listing
 from orchestrator.web.operating import Operating
 from shared.errors import InputError, PayloadTooLarge, SagaError
 from shared.telemetry.http import AsgiTracing
@@ -91,6 +94,7 @@ def make_api(client: Client, *, payload_bytes_max: int, token: str = "") -> Asgi
         "compensate": partial(of.act, client.compensate),
     }
     gets: dict[str, Handle] = {
+        "/sagas": Listing(client).sagas,
         "/sagas/{saga_id}": api.show,
         "/sagas/{saga_id}/payload": api.payload,
         "/limits": of.limits,

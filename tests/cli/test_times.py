@@ -2,7 +2,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.cli.times import given_duration, given_moment
+from orchestrator.cli.times import given_moment
+from shared.durations import given_duration
 from shared.errors import InputError
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -11,10 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from orchestrator.catalog import Catalog
+from orchestrator.client import Client
 from orchestrator.core.definition import Saga
 from orchestrator.doctor import stores
 from orchestrator.doctor.findings import Code, Severity
+from orchestrator.engine import Engine
 from orchestrator.store.sql import SqlStore, upgrade
+from orchestrator.tracing import SagaTracing
+from orchestrator.transport.memory import MemoryTransport
 from shared.clock import utc_now
 from tests.cli.stories import TRIP
 from tests.doctor.conftest import bad
@@ -130,3 +135,28 @@ def test_a_disk_that_is_nearly_full(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     folders = [tmp_path, tmp_path / "logs" / "not yet"]
     assert bad(stores.check_disk(folders)) == expected
+
+
+def test_sagas_that_cannot_be_read_are_named(sqlite_url: str, tmp_path: Path) -> None:
+    """With the reason of one; those that have ended hold nobody up."""
+    store = SqlStore(sqlite_url)
+    with closing(store):
+        engine = Engine(
+            store=store,
+            transport=MemoryTransport(),
+            catalog=Catalog([TRIP]),
+            tracing=SagaTracing(system="memory", clock=utc_now),
+            clock=utc_now,
+        )
+        client = Client(engine)
+        ids = [client.start("trip", {"order_id": "o"}).row.saga_id for _ in range(3)]
+        assert bad(stores.check_store(store, [TRIP], utc_now)) == []
+        with closing(sqlite3.connect(tmp_path / "saga.db")) as file, file:
+            file.execute("UPDATE saga SET state = '{' WHERE id IN (?, ?)", ids[:2])
+            file.execute(
+                "UPDATE saga SET status = 'resolved', wake_at = NULL WHERE id = ?", ids[:1]
+            )
+        found = list(stores.check_store(store, [TRIP], utc_now))
+    assert bad(found) == [(WRONG, Code.SAGA_UNREADABLE)]
+    assert f"cannot be read: {ids[1]}. Of {ids[1]}: A stored value" in found[-1].message
+    assert found[-1].details == {"saga_ids": [ids[1]]}

@@ -1,10 +1,12 @@
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from orchestrator import search
 from orchestrator.core.state import Status
 from orchestrator.search import Filter
+from shared.errors import InputError
 from tests.cli.stories import Story
 
 HOUR = timedelta(hours=1)
@@ -82,3 +84,45 @@ def test_all_pages_are_searched(story: Story, monkeypatch: pytest.MonkeyPatch) -
         story.client.start("trip", {"order_id": f"o-{number}"})
     assert [row.saga_id for row in story.client.find(Filter(retrying=True))] == [story.saga_id]
     assert 3 == len(story.client.find(Filter(name="trip", attempts=1), limit=3))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("wanted", [Filter(name="trip"), Filter(name="trip", attempts=1)])
+def test_a_list_goes_on_where_it_has_ended(
+    story: Story, wanted: Filter, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each saga once, newest first, whatever the sizes of the pages; nothing after the last."""
+    monkeypatch.setattr(search, "PAGE_SAGAS", 3)
+    for number in range(6):
+        story.now += timedelta(seconds=number % 2)  # some start in the same moment
+        story.client.start("trip", {"order_id": f"o-{number}"})
+    every = [one.saga_id for one in story.client.list()]
+    found, older, pages = [], None, 0
+    while pages == 0 or older:
+        page = story.client.summaries(wanted, size, older=older, looked_at_max=2)
+        assert len(page.sagas) <= size
+        found += [one.saga_id for one in page.sagas]
+        older, pages = page.older, pages + 1
+    assert (every, True) == (found, len(every) == 7)
+
+
+def test_few_are_looked_at_for_a_page(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have fewer than wanted then, and says that there are more."""
+    monkeypatch.setattr(search, "PAGE_SAGAS", 2)
+    for _ in range(4):
+        story.now += timedelta(seconds=1)
+        story.client.start("trip", {"order_id": "o"})
+    first = story.client.summaries(Filter(retrying=True), looked_at_max=2)
+    assert ([], True) == (first.sagas, first.older is not None)
+    second = story.client.summaries(Filter(retrying=True), looked_at_max=4, older=first.older)
+    assert ([story.saga_id], None) == ([one.saga_id for one in second.sagas], second.older)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"step": "a"}, {"error": "E"}, {"attempts": 1}, {"retrying": True}, {"paused": True}],
+)
+def test_what_cannot_be_read_is_not_found_by_what_it_does(beside: dict[str, Any]) -> None:
+    """Refused, and said what can be asked."""
+    with pytest.raises(InputError, match=f"{next(iter(beside))} does not go with unreadable"):
+        Filter(unreadable=True, **beside)

@@ -14,6 +14,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.client import Client
 from orchestrator.core.definition import Limit, Saga, SubSaga
 from orchestrator.core.definition import Step as AnyStep
+from orchestrator.core.state import Status
 from orchestrator.engine import Engine
 from orchestrator.search import Filter
 from orchestrator.store.sql import SqlStore, open_store
@@ -25,11 +26,13 @@ from shared.ids import sub_saga_id
 from shared.messages import Command, Ended, Rejected, Reply, Succeeded
 from tests.core.builders import REFUSAL, T0, Order, saga, step
 
+FINAL = (Status.COMPLETED, Status.COMPENSATED, Status.RESOLVED)
 DAMAGED = '{"saga_id": 7'
 TABLES = {
     "saga": ("id", "state"),
     "saga_event": ("saga_id", "data"),
     "saga_outbox": ("saga_id", "command"),
+    "saga_definition": ("name", "document"),
 }
 
 
@@ -159,6 +162,13 @@ def test_a_damaged_saga_holds_up_nobody_and_goes_on_when_it_is_mended(town: Town
     assert {one.saga_id for one in letters} == {town.bad}
     assert sorted(one.task for one in letters) == ["", "saga.reply", "saga.reply"]
     assert [one.saga_id for one in town.client.find(Filter(step="b"))] == []
+    (listed,) = town.client.summaries(Filter(unreadable=True)).sagas
+    assert (listed.saga_id, listed.status, listed.key) == (town.bad, "running", None)
+    assert "A stored value cannot be read" in listed.unreadable
+    assert town.client.summaries(Filter(name="test", unreadable=True)).sagas == [listed]
+    others = Filter(name="parent", unreadable=True), Filter(statuses=FINAL, unreadable=True)
+    assert [town.client.summaries(one).sagas for one in others] == [[], []]
+    assert town.client.summaries(Filter(unreadable=True, unchanged_since=T0)).sagas == []
 
     # Not again and again: the others are looked at before it.
     assert town.engine.tick(10) == 0
@@ -172,6 +182,16 @@ def test_a_damaged_saga_holds_up_nobody_and_goes_on_when_it_is_mended(town: Town
     assert [one["saga_id"] for one in logs if one["event"] == "saga.readable_again"] == [town.bad]
     row = town.client.row(town.bad)
     assert row.state.step("a").phase.value == "retrying"  # it timed out meanwhile
+    assert town.client.summaries(Filter(unreadable=True)).sagas == []
+
+
+def test_a_definition_that_cannot_be_read_makes_its_sagas_unreadable(town: Town) -> None:
+    """They are found, with which one it is."""
+    town.client.start("parent", {})
+    town.text("saga_definition", "test", DAMAGED)
+    found = town.client.summaries(Filter(unreadable=True)).sagas
+    assert {one.saga_id for one in found} == {town.bad, town.good}
+    assert "Its definition 'test' version 1 cannot be read" in found[0].unreadable
 
 
 def test_a_damaged_command_holds_up_no_other_one(town: Town) -> None:
