@@ -1,7 +1,8 @@
 """Simulate many seeds and report: ``python -m tests.simulation --seeds 100000``.
 
-``--seed N`` makes one run again and prints all that happened. The exit code is 1 when a rule was
-broken; the seed and the shortest trace are printed then.
+One run in some is made a second time with sagas that share limits. ``--seed N`` makes one run again
+and prints all that happened, ``--seed N --limited`` that of the limits. The exit code is 1 when a rule
+was broken; the seed and the shortest trace are printed then.
 """
 
 import argparse
@@ -13,14 +14,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.simulation.chaos import CHANCES
+from tests.simulation.limited import simulate_limited
 from tests.simulation.run import Finding, simulate
 from tests.simulation.shrink import shrink
 
 CHUNK = 25
 """Runs that a process is given at a time: with larger ones the last process works alone for long."""
+
+LIMITED_EVERY = 25
+"""One seed in so many is also run with limits, which takes twice as long for each saga."""
 
 SHOWN_MAX = 3
 REPORT_EVERY_S = 20.0
@@ -32,13 +37,30 @@ class Total(NamedTuple):
     """What some runs came to."""
 
     runs: int
+    limited: int
     sagas: int
     statuses: Counter[str]
     held: int
     features: Counter[str]
     fired: Counter[str]
     conflicts: int
-    broken: list[int]
+    broken: list["Made"]
+
+
+class Made(NamedTuple):
+    """What it takes to make a run again."""
+
+    seed: int
+    limited: bool
+
+    @property
+    def options(self) -> str:
+        """The same, for people."""
+        return f"--seed {self.seed}{' --limited' if self.limited else ''}"
+
+    def make(self, **options: Any) -> Finding:
+        """Make it."""
+        return (simulate_limited if self.limited else simulate)(self.seed, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2_000, help="how many runs")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="make this run again and show its trace")
+    parser.add_argument("--limited", action="store_true", help="the run of that seed with limits")
     parser.add_argument("--whole", action="store_true", help="do not shorten the trace")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     if given.seed is not None:
-        return _again(given.seed, whole=given.whole)
+        return _again(Made(given.seed, given.limited), whole=given.whole)
     began = time.monotonic()
     total = _nothing()
     said = began
@@ -62,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rate = total.sagas / (said - began)
             print(f"{total.runs} runs, {rate:.0f} sagas/s, {len(total.broken)} broken", flush=True)
     _report(total, time.monotonic() - began, given.processes)
-    for seed in total.broken[:SHOWN_MAX]:
+    for made in total.broken[:SHOWN_MAX]:
         print()
-        _again(seed, whole=given.whole)
+        _again(made, whole=given.whole)
     return 1 if total.broken else 0
 
 
@@ -84,19 +107,31 @@ def _some(bounds: tuple[int, int]) -> Total:
         gc.freeze()  # what has been imported stays: it need not be looked at again
     total = _nothing()
     for seed in range(*bounds):
-        total = _sum(total, _one(simulate(seed)))
+        total = _sum(total, _one(Made(seed, limited=False)))
+        if seed % LIMITED_EVERY == 0:
+            total = _sum(total, _one(Made(seed, limited=True)))
     return total
 
 
 def _nothing() -> Total:
-    return Total(0, 0, Counter(), 0, Counter(), Counter(), 0, [])
+    return Total(0, 0, 0, Counter(), 0, Counter(), Counter(), 0, [])
 
 
-def _one(run: Finding) -> Total:
+def _one(made: Made) -> Total:
+    run = made.make()
     statuses = Counter({status.value: count for status, count in run.statuses.items()})
     fired = Counter(fault.kind for fault in run.fired)
-    broken = [run.seed] if run.problems else []
-    return Total(1, run.sagas, statuses, run.held, run.features, fired, run.conflicts, broken)
+    return Total(
+        1,
+        int(made.limited),
+        run.sagas,
+        statuses,
+        run.held,
+        run.features,
+        fired,
+        run.conflicts,
+        [made] if run.problems else [],
+    )
 
 
 def _sum(one: Total, other: Total) -> Total:
@@ -105,6 +140,7 @@ def _sum(one: Total, other: Total) -> Total:
     one.fired.update(other.fired)
     return Total(
         one.runs + other.runs,
+        one.limited + other.limited,
         one.sagas + other.sagas,
         one.statuses,
         one.held + other.held,
@@ -117,10 +153,10 @@ def _sum(one: Total, other: Total) -> Total:
 
 def _report(total: Total, seconds: float, processes: int) -> None:
     per_second = total.sagas / seconds
-    print(f"runs        {total.runs}")
+    print(f"runs        {total.runs}, {total.limited} of them of sagas that share limits")
     print(f"sagas       {total.sagas}: {_counted(total.statuses)}")
     if total.held:
-        print(f"held up     {total.held} of them wait for a sub-saga that is stuck")
+        print(f"held up     {total.held} of them wait for one that is stuck")
     print(f"rate        {per_second:.0f} sagas/s in {processes} processes, {seconds:.1f} s")
     print(f"conflicts   {total.conflicts}")
     print(f"features    {_counted(total.features)}")
@@ -135,18 +171,18 @@ def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
-def _again(seed: int, *, whole: bool) -> int:
+def _again(made: Made, *, whole: bool) -> int:
     """Make a run again and show it, as short as it gets where it broke a rule."""
-    run = simulate(seed, record=True)
+    run = made.make(record=True)
     everything = len(run.fired)
     if run.problems and not whole:
-        run = shrink(run)
-    print(f"seed {seed}: {run.sagas} sagas, {len(run.fired)} of {everything} faults")
+        run = shrink(run, lambda _seed, **options: made.make(**options))
+    print(f"seed {made.seed}: {run.sagas} sagas, {len(run.fired)} of {everything} faults")
     for line in run.trace:
         print(line)
     for problem in run.problems:
         print(f"BROKEN: {problem}")
-    print(f"again: python -m tests.simulation --seed {seed}")
+    print(f"again: python -m tests.simulation {made.options}")
     return 1 if run.problems else 0
 
 

@@ -23,6 +23,9 @@ DEFINITIONS_MAX = 4
 STARTS_WITHIN_S = 3.0
 CALM_AFTER_S = (6.0, 12.0, 25.0)
 
+By = Literal["client-1", "client-2", "message"]
+"""Who does something: a program, or a message from somewhere."""
+
 
 class Start(NamedTuple):
     """Somebody starts a saga; with a key perhaps twice."""
@@ -30,7 +33,7 @@ class Start(NamedTuple):
     number: int
     at: float
     saga: Saga
-    by: Literal["client-1", "client-2", "message"]
+    by: By
     key: str | None
     sampled: bool
 
@@ -40,7 +43,7 @@ class Cancel(NamedTuple):
 
     number: int
     at: float
-    by: Literal["client-1", "client-2", "message"]
+    by: By
 
 
 class Ask(NamedTuple):
@@ -48,7 +51,7 @@ class Ask(NamedTuple):
 
     number: int
     at: float
-    by: Literal["client-1", "client-2", "message"]
+    by: By
     what: "Operator | Signal | Fork"
 
 
@@ -76,21 +79,21 @@ def make_plan(seed: int, chaos: Chaos) -> Plan:
     asks: list[Ask] = []
     sagas = [choose(random) for _ in range(random.randint(1, DEFINITIONS_MAX))]
     for number in range(random.randint(1, SAGAS_MAX)):
-        by = random.choice(("client-1", "client-2", "message"))
+        by: By = random.choice(("client-1", "client-2", "message"))
         key = f"key-{number}" if random.random() < 0.5 else None
         start = Start(
             number,
             random.uniform(0, STARTS_WITHIN_S),
             random.choice(sagas),
-            by,  # type: ignore[arg-type]  # one of the literals above
+            by,
             key,
             random.random() < 0.5,
         )
         starts.append(start)
         chaos.subject = f"saga-{number}"
         if key and chaos.strikes("start twice"):
-            other = "client-2" if by == "client-1" else "client-1"
-            starts.append(start._replace(by=other))  # type: ignore[arg-type]  # likewise
+            other: By = "client-2" if by == "client-1" else "client-1"
+            starts.append(start._replace(by=other))
         if (fault := chaos.draw("cancel")) is not None:
             at = start.at + fault.force**3 * CALM_AFTER_S[0]
             cancels.append(Cancel(number, at, random.choice(("client-1", "client-2", "message"))))

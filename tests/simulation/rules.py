@@ -8,6 +8,7 @@ from orchestrator.core.events import (
     CompensationRequested,
     CompensationStarted,
     Recorded,
+    RoomAwaited,
     SagaCompensated,
     SagaCompleted,
     SagaForked,
@@ -26,7 +27,7 @@ from orchestrator.core.events import (
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, Status, fold
 from orchestrator.ports import SagaRow
-from shared.telemetry.names import SAGA_ID, saga_span, step_span
+from shared.telemetry.names import SAGA_ID, room_span, saga_span, step_span
 from tests.core.invariants import IN_FLIGHT, check_rest, descendants, of_history
 from tests.simulation.world import World
 
@@ -239,7 +240,7 @@ def _span_problems(world: World, row: SagaRow, history: Sequence[Recorded]) -> I
     if any(root.span_id != state.trace.root_span_id for root in roots):
         yield "a root span with another id than the one that was reserved"
     if wanted and state.status.final:  # one that is stuck may have gone on elsewhere
-        names = {span.name for span in spans.values() if span.attributes[SAGA_ID] == row.saga_id}
+        names = [span.name for span in spans.values() if span.attributes[SAGA_ID] == row.saga_id]
         missing = [
             event.step
             for event in (one.event for one in history)
@@ -248,6 +249,9 @@ def _span_problems(world: World, row: SagaRow, history: Sequence[Recorded]) -> I
         ]
         if missing:
             yield f"steps without a span: {missing}"
+        waits = sum(isinstance(one.event, RoomAwaited) for one in history)
+        if waits != (found := sum(name.startswith(room_span("")) for name in names)):
+            yield f"{found} spans for {waits} waits for room"
     # A parent may have no trace when only its sub-saga has failed; one that is stuck goes on elsewhere.
     if state.parent or not state.status.final:
         return

@@ -39,8 +39,9 @@ class Finding(NamedTuple):
         fired: What went wrong.
         problems: The rules that were broken; empty when all is well.
         statuses: How the sagas ended.
-        held: How many of those that have neither ended nor are stuck wait for a sub-saga that is
-            stuck, or waits itself: they go on when somebody has looked after that.
+        held: How many of those that have neither ended nor are stuck wait for a sub-saga, or for
+            the room, of one that is stuck, or waits itself: they go on when somebody has looked
+            after that.
         features: How often what happened, from the histories and the broker.
         trace: What happened, where that was recorded.
     """

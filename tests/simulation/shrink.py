@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from tests.simulation.actors import Plants
 from tests.simulation.chaos import Fault
 from tests.simulation.plan import Plan
 from tests.simulation.run import Finding, simulate
@@ -13,12 +12,12 @@ RUNS_MAX: Final = 600
 T = TypeVar("T")
 
 
-def shrink(found: Finding, plants: Plants | None = None) -> Finding:
+def shrink(found: Finding, make: Callable[..., Finding] = simulate) -> Finding:
     """Look for a smaller run that breaks a rule, too.
 
     Args:
         found: Of a run that broke one.
-        plants: What that run was made of.
+        make: How that run was made; takes what `simulate` does.
 
     Returns:
         The smallest run that was found, with its trace.
@@ -30,7 +29,7 @@ def shrink(found: Finding, plants: Plants | None = None) -> Finding:
         tries -= 1
         if tries < 0:
             return False
-        run = simulate(found.seed, only=frozenset(faults), plan=plan, plants=plants)
+        run = make(found.seed, only=frozenset(faults), plan=plan)
         return bool(run.problems)
 
     plan = found.plan
@@ -46,7 +45,7 @@ def shrink(found: Finding, plants: Plants | None = None) -> Finding:
     asks = _fewer(plan.asks, lambda kept: fails(plan._replace(asks=tuple(kept)), faults))
     plan = plan._replace(asks=tuple(asks))
     faults = _fewer(faults, lambda kept: fails(plan, kept))
-    return simulate(found.seed, only=frozenset(faults), plan=plan, plants=plants, record=True)
+    return make(found.seed, only=frozenset(faults), plan=plan, record=True)
 
 
 def _only(plan: Plan, numbers: Sequence[int]) -> Plan:

@@ -1,155 +1,17 @@
-"""Limits that sagas share, with crashes between any two calls: never exceeded, and nobody is forgotten."""
+"""Limits that sagas share, whatever crashes: a few seeds in every run of the tests."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
-from random import Random
-from typing import Final
 
-import msgspec
-from typing_extensions import override
+from tests.simulation.limited import simulate_limited
 
-from orchestrator.core.definition import Limit, Saga, Step, SubSaga
-from orchestrator.core.limits import Limit as AnyLimit
-from orchestrator.core.limits import Limits
-from orchestrator.core.plan import plan_of
-from orchestrator.core.room import taken
-from orchestrator.core.state import Status
-from orchestrator.ports import (
-    NO_GATES,
-    NOTHING_TRACED,
-    Change,
-    Crowd,
-    DeadLetter,
-    Gate,
-)
-from orchestrator.store.memory import MemoryStore
-from tests.simulation.actors import Plants
-from tests.simulation.definitions import KINDS, random_saga
-from tests.simulation.plan import Plan, Start
-from tests.simulation.rules import held_up
-from tests.simulation.run import Finding, Run, silence
-from tests.simulation.world import Dues, SimulatedStore
-
-SEEDS: Final = 12
-waited: Counter[Gate] = Counter()
-
-
-def limited(number: int) -> Saga:
-    """A random definition that lets some sagas, and one attempt of each task, be in flight.
-
-    Not fewer: those that get stuck keep their place, and nobody resolves them here.
-    """
-    saga = random_saga(number)
-
-    def with_limit(step: Step) -> Step:
-        called = isinstance(step.action, str | SubSaga)
-        return msgspec.structs.replace(step, limit=Limit(in_flight=1) if called else None)
-
-    steps = tuple(map(with_limit, saga.steps))
-    return msgspec.structs.replace(
-        saga, name=f"limited-{number}", steps=steps, limit=Limit(in_flight=5)
-    )
-
-
-def a_plan(seed: int) -> Plan:
-    """A dozen sagas of two names within two seconds."""
-    random = Random(f"{seed}:limited")
-    sagas = [limited(random.randrange(KINDS)) for _ in range(2)]
-    starts = [
-        Start(number, random.uniform(0, 2), random.choice(sagas), by, None, sampled=False)  # type: ignore[arg-type]  # of these
-        for number, by in enumerate(random.choices(("client-1", "client-2", "message"), k=12))
-    ]
-    return Plan(tuple(sorted(starts, key=lambda one: one.at)), (), (), 12.0)
-
-
-class WatchedStore(SimulatedStore):
-    """A store that looks after each commit whether a limit is exceeded."""
-
-    @override
-    def crowds(self, gates: Collection[Gate], waiting_max: int) -> dict[Gate, Crowd]:
-        self._reads("crowds")
-        return super().crowds(gates, waiting_max)
-
-    @override
-    def commit(
-        self,
-        changes: Sequence[Change],
-        *,
-        published: Collection[str] = (),
-        dead_letters: Sequence[DeadLetter] = (),
-        traced: Mapping[str, datetime] = NOTHING_TRACED,
-        together: bool = False,
-        gates: Mapping[Gate, AnyLimit] = NO_GATES,
-    ) -> frozenset[str]:
-        try:
-            return super().commit(
-                changes,
-                published=published,
-                dead_letters=dead_letters,
-                traced=traced,
-                together=together,
-                gates=gates,
-            )
-        finally:
-            self._look(gates)
-
-    def _look(self, gates: Mapping[Gate, AnyLimit]) -> None:
-        rows = MemoryStore.load(self, [*self._sagas])
-        held: Counter[Gate] = Counter()
-        for row in rows.values():
-            definition = self.definition(row.state.name, row.state.version)
-            assert definition is not None
-            slots = taken(plan_of(definition, row.state), row.state, definition.limits)
-            held.update((definition.name, slot.step) for slot in slots)
-        crowds = MemoryStore.crowds(self, gates, 1)
-        for gate, limit in gates.items():
-            waited[gate] += len(crowds[gate].waiting)
-            if crowds[gate].in_flight != held[gate] or held[gate] > (limit.in_flight or 0):
-                self._world.problems.append(f"{held[gate]} at {gate}, stored {crowds[gate]}")
-
-    @override
-    def look_when_due(self, but: Collection[str] = ()) -> Dues:
-        # Whoever waits for room has no timer: the orchestrators look again and again.
-        waits = any(slot.waiting for held in self._slots.values() for slot in held.slots)
-        dues = super().look_when_due(but)
-        return dues._replace(timers=0.0) if waits else dues
-
-
-def blocked(store: SimulatedStore) -> set[str]:
-    """Sagas that wait for room which one has that is stuck, or waits for a sub-saga that is."""
-    rows = {saga_id: row for saga_id, (row, _) in store.everything().items()}
-    still = held_up(rows) | {one for one in rows if rows[one].state.status is Status.STUCK}
-    places: dict[Gate, set[str]] = {}
-    waiting: list[tuple[str, Gate]] = []
-    for saga_id, held in store._slots.items():
-        for slot in held.slots:
-            gate = (held.name, slot.step)
-            if slot.waiting:
-                waiting.append((saga_id, gate))
-            else:
-                places.setdefault(gate, set()).add(saga_id)
-    return {saga_id for saga_id, gate in waiting if places.get(gate, set()) & still}
-
-
-def problems_of(finding: Finding, excused: set[str]) -> Iterator[str]:
-    """What is wrong, but for that sagas wait for ever that are excused."""
-    for problem in finding.problems:
-        goes_on = problem.startswith("it goes on") and excused
-        if not goes_on and problem.partition(":")[0] not in excused:
-            yield problem
+SEEDS = range(12)
 
 
 def test_limits_hold_and_all_sagas_end_whatever_crashes() -> None:
     """Also where the process dies that was about to let the next one in."""
-    for seed in range(SEEDS):
-        run = Run(seed, plan=a_plan(seed), plants=Plants(store=WatchedStore))
-        run.world.limits = Limits()  # whose history is full keeps its place, too
-        with silence():
-            finding = run.go()
-        problems = [*problems_of(finding, blocked(run.world.store))]
-        assert not problems, (seed, problems[:3])
-        left = [one for one in run.world.store._slots.values() if one.slots]
-        stuck = sum(finding.statuses[status] for status in finding.statuses if not status.final)
-        assert len(left) <= stuck, (seed, left)
-    assert waited.total() > 100
+    features: Counter[str] = Counter()
+    for seed in SEEDS:
+        run = simulate_limited(seed)
+        assert not run.problems, (seed, run.problems[:3])
+        features.update(run.features)
+    assert features["room_awaited"] > 100

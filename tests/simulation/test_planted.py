@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -268,7 +269,7 @@ def test_a_finding_is_told_by_the_shortest_trace() -> None:
     found = [run for seed in range(20) if (run := simulate(seed, plants=plants)).problems]
     assert len(found) >= 3
     for long in sorted(found, key=lambda run: len(run.fired)):
-        short = shrink(long, plants)
+        short = shrink(long, partial(simulate, plants=plants))
         assert short.problems
         small = short.sagas <= 6 < long.sagas and len(short.fired) <= 3 < len(long.fired)
         if small and len(short.trace) < len(long.plan.starts) * 20:
