@@ -8,8 +8,9 @@ is an answer, so a payload store that is away holds nothing up but that.
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 import structlog
 
 from orchestrator.batch import Asked
@@ -19,9 +20,12 @@ from orchestrator.core.state import SagaState
 from orchestrator.ports import Store
 from shared import codec
 from shared.claims import CheckedIn, Claims
-from shared.errors import ConfigurationError, InputError, PayloadStoreUnavailable
-from shared.messages import Reply, Succeeded
+from shared.errors import ConfigurationError, InputError, PayloadMissing, PayloadStoreUnavailable
+from shared.messages import Failed, Failure, Reply, Succeeded
 from shared.tickets import CLAIM, is_ticket, tickets_in
+
+PAYLOAD_LOST: Final = "PayloadLost"
+"""Kind of the failure of a step that is a saga, whose input or output the payload store has lost."""
 
 log = structlog.get_logger(__name__)
 
@@ -171,7 +175,7 @@ class Payloads:
         if self.claims is not None:
             self.claims.copy(codec.decode(codec.encode(facts), Any), source, target)
 
-    def adopt(self, reply: Reply, sub_saga: str) -> bool:
+    def adopt(self, reply: Reply, sub_saga: str) -> Reply | None:
         """Give a saga what the answer of a sub-saga holds of that one's values.
 
         Args:
@@ -179,15 +183,25 @@ class Payloads:
             sub_saga: Id of the sub-saga.
 
         Returns:
-            False where the payload store is away: drop the answer, it is asked for again.
+            The answer, or that the step has failed, where one of the values is lost. None where the
+            payload store is away: drop the answer, it is asked for again.
         """
         if self.claims is not None and isinstance(reply.outcome, Succeeded):
             try:
                 self.claims.copy(reply.outcome.output, sub_saga, reply.saga_id)
+            except PayloadMissing as error:
+                log.error("payload_store.payload_missing", sub_saga=sub_saga, error=str(error))  # noqa: TRY400 - told in one line
+                told = (
+                    f"{error.message} Saga {sub_saga} has done its work, and what it returned is "
+                    "lost: `saga skip --output` gives the step an output by hand, another attempt "
+                    "would do all of that saga once more."
+                )
+                failure = Failure(kind=PAYLOAD_LOST, message=told, retryable=False)
+                return msgspec.structs.replace(reply, outcome=Failed(failure=failure))
             except PayloadStoreUnavailable as error:
                 log.warning("payload_store.unavailable", sub_saga=sub_saga, error=str(error))
-                return False
-        return True
+                return None
+        return reply
 
 
 def same_input(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -14,10 +14,16 @@ from orchestrator.core.between import report
 from orchestrator.core.definition import Definition, SubSaga
 from orchestrator.core.messages import Undo
 from orchestrator.core.plan import plan_of
-from orchestrator.payloads import Payloads
+from orchestrator.payloads import PAYLOAD_LOST, Payloads
 from orchestrator.ports import SagaRow, Store
 from orchestrator.starts import Starts
-from shared.errors import InputError, PayloadStoreUnavailable, SagaError, UnavailableError
+from shared.errors import (
+    InputError,
+    PayloadMissing,
+    PayloadStoreUnavailable,
+    SagaError,
+    UnavailableError,
+)
 from shared.ids import sub_saga_id
 from shared.messages import (
     Ended,
@@ -87,6 +93,12 @@ class SubSagas:
                 )
             asked = self._starts.asked(request, undo)
             self._payloads.keep([asked])
+        except PayloadMissing as error:
+            if row := self._row(saga_id):
+                return self._reports(row)
+            failure = Failure(kind=PAYLOAD_LOST, message=str(error), retryable=False)
+            log.error("payload_store.payload_missing", sub_saga=saga_id, error=str(error))  # noqa: TRY400 - told in one line
+            return [_answered(parent, undo, Rejected(failure=failure))]
         except PayloadStoreUnavailable as error:
             log.warning("payload_store.unavailable", sub_saga=saga_id, error=str(error))
             return []  # the parent asks again
@@ -133,7 +145,9 @@ class SubSagas:
                 if planned is None or not isinstance(planned.action, SubSaga):
                     return True
                 by = row.state.done_by(reply.step)
-                return self._payloads.adopt(reply, sub_saga_id(by, reply.step, reply.attempt))
+                child = sub_saga_id(by, reply.step, reply.attempt)
+                # Where something is lost, the saga is told when it asks again.
+                return self._payloads.adopt(reply, child) is reply
             case _:
                 return True
 
@@ -142,7 +156,8 @@ class SubSagas:
 
     def _reports(self, row: SagaRow) -> list[Asked]:
         reply = report(self._definition_of(row), row.state)
-        if reply is None or not self._payloads.adopt(reply, row.saga_id):
+        reply = self._payloads.adopt(reply, row.saga_id) if reply else None
+        if reply is None:
             return []
         return [Asked(saga_id=reply.saga_id, message=reply)]
 

@@ -23,6 +23,7 @@ from shared.errors import DecodeError, InputError, PayloadStoreUnavailable, Payl
 from shared.payload_store import PayloadStore
 from shared.sealing import KeyRing, ring
 from shared.settings import Settings, settings
+from shared.telemetry.payloads import access
 from shared.tickets import CLAIM, MARK, follow, replaced, ticket, tickets_in
 
 NO_PARTS: Final[Mapping[str, bytes]] = MappingProxyType({})
@@ -96,7 +97,10 @@ class Claims:
             PayloadStoreUnavailable: Not all of it is kept.
         """
         for digest, raw in parts.items():
-            self.store.write(saga_id, digest, self._keys.seal_text(raw.decode()).encode())
+            with access("write", self.store.system, saga_id, digest) as written:
+                data = self._keys.seal_text(raw.decode()).encode()
+                written.size_bytes = len(data)
+                self.store.write(saga_id, digest, data)
 
     def kept(self, value: Any, saga_id: str, what: str) -> Any:
         """`check_in` and `put` in one."""
@@ -112,7 +116,8 @@ class Claims:
             saga_id: Who keeps the values.
 
         Raises:
-            PayloadStoreUnavailable: The store cannot be reached, or does not have a value.
+            PayloadStoreUnavailable: The store cannot be reached; `PayloadMissing` where it is, and
+                does not have a value.
             DecodeError: A value is damaged, or encrypted with an unknown key.
             LookupError: A reference into a value leads to nothing.
         """
@@ -131,10 +136,16 @@ class Claims:
         """A value as JSON.
 
         Raises:
-            PayloadStoreUnavailable: The store cannot be reached, or does not have it.
+            PayloadStoreUnavailable: The store cannot be reached; `PayloadMissing` where it is, and
+                does not have it.
             DecodeError: It is damaged, or encrypted with an unknown key.
         """
-        data = self.store.read(saga_id, digest)
+        with access("read", self.store.system, saga_id, digest) as got:
+            data = self.store.read(saga_id, digest)
+            got.size_bytes = len(data)
+            return self._opened(data, saga_id, digest)
+
+    def _opened(self, data: bytes, saga_id: str, digest: str) -> bytes:
         try:
             raw = self._keys.open_text(data.decode()).encode()
         except UnicodeDecodeError:
@@ -152,10 +163,12 @@ class Claims:
         """Give a saga what another one keeps of the tickets in a value.
 
         Raises:
-            PayloadStoreUnavailable: The store cannot be reached, or does not have all of it.
+            PayloadStoreUnavailable: The store cannot be reached; `PayloadMissing` where it is, and
+                does not have all of it.
         """
         for digest in {one[CLAIM] for one in tickets_in(value)}:
-            self.store.copy(digest, source, target)
+            with access("copy", self.store.system, target, digest):
+                self.store.copy(digest, source, target)
 
     def reseal(self) -> int:
         """Seal everything with the first key, while sagas run; returns how much.

@@ -5,6 +5,7 @@ SagaError
 ├── UnavailableError        the broker or the store cannot be reached
 │   ├── NobodyAnswered      a query got no answer before its deadline
 │   └── PayloadStoreUnavailable   where large payloads are kept
+│       └── PayloadMissing        ... it is there, and does not have one
 ├── QueryFailed             a query's handler failed or refused
 ├── DefinitionError         a saga definition has mistakes (all of them listed)
 │   └── DefinitionChanged   ... or differs from the stored copy of the same version
@@ -64,6 +65,12 @@ class NobodyAnswered(UnavailableError):
 
 class PayloadStoreUnavailable(UnavailableError):
     """The payload store cannot be reached, read or written; nothing was stored."""
+
+
+class PayloadMissing(PayloadStoreUnavailable):
+    """The payload store is there and does not have a payload: asking again will not help."""
+
+    http_status = 410
 
 
 class QueryFailed(SagaError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from shared.errors import ConfigurationError, PayloadStoreUnavailable
+from shared.errors import ConfigurationError, PayloadMissing, PayloadStoreUnavailable
 from shared.ids import new_secret
 
 SETTING: Final = "SAGA_CLAIM_CHECK_URL"
@@ -34,6 +34,7 @@ class PayloadStore:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self.shown_url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self.system = parts.scheme
         self._url = url
         try:
             import fsspec.core
@@ -79,7 +80,8 @@ class PayloadStore:
         """A file.
 
         Raises:
-            PayloadStoreUnavailable: There is none: not yet, not here, or not any more.
+            PayloadMissing: There is none.
+            PayloadStoreUnavailable: The store cannot be read, or may not be there.
         """
         try:
             with self._reaching() as (files, root):
@@ -91,7 +93,8 @@ class PayloadStore:
         """Give a saga what another one keeps.
 
         Raises:
-            PayloadStoreUnavailable: Neither has it.
+            PayloadMissing: Neither has it.
+            PayloadStoreUnavailable: The store cannot be used, or may not be there.
         """
         if self.has(target, digest):
             return
@@ -161,12 +164,33 @@ class PayloadStore:
             ) from error
 
     def _has_not(self, saga_id: str, digest: str) -> PayloadStoreUnavailable:
-        return PayloadStoreUnavailable(
-            f"The payload store {self.shown_url} does not have the payload {digest[:12]}… of saga "
-            f"{saga_id}.",
-            hint=f"Every process of a system needs the same {SETTING}.",
+        """What is wrong where a file is not there: it alone, or perhaps all of them."""
+        what = f"the payload {digest[:12]}… of saga {saga_id}"
+        if not self._is_there():
+            return PayloadStoreUnavailable(
+                f"The payload store {self.shown_url} does not have {what}, nor anything else: it "
+                "may not be mounted.",
+                hint=f"{SETTING} names it; `saga doctor` tries it.",
+                saga_id=saga_id,
+            )
+        return PayloadMissing(
+            f"The payload store {self.shown_url} does not have {what}.",
+            hint=f"Every process of a system needs the same {SETTING}. Restore the file "
+            f"{_folder(saga_id)}/{digest} from a backup.",
             saga_id=saga_id,
         )
+
+    def _is_there(self) -> bool:
+        """Whether a file that is missing means anything.
+
+        A bucket says itself that it is not there. A folder on which nothing is mounted is empty.
+        """
+        if not self._local:
+            with self._reaching(writing=True) as (files, root):
+                mark = "/" if root.startswith("/") else ""
+                return bool(files.exists(mark + root.strip("/").partition("/")[0]))
+        with self._reaching(writing=True) as (_, root):
+            return any(Path(root).iterdir())
 
 
 def _path(root: str, saga_id: str, digest: str) -> str:

@@ -57,6 +57,17 @@ SAGA_ATTRIBUTES: Final = {
 }
 """Which header of a message becomes which attribute."""
 
+# Attributes of the payload store; the conventions have none for stores of objects in general -----
+
+PAYLOAD_OPERATION: Final = "saga.payload.operation"
+"""``read``, ``write`` or ``copy``."""
+PAYLOAD_SYSTEM: Final = "saga.payload.system"
+"""What keeps it: ``file``, ``s3``, ``gs``, …"""
+PAYLOAD_DIGEST: Final = "saga.payload.digest"
+"""The first characters of the name of a value, as errors give it."""
+PAYLOAD_SIZE: Final = "saga.payload.size"
+"""Bytes of its file."""
+
 # Attributes of messaging ---------------------------------------------------------------------
 
 MESSAGING_SYSTEM: Final = "messaging.system"
@@ -173,6 +184,8 @@ METRIC_OUTBOX_AGE: Final = "saga.outbox.age"
 METRIC_DEAD_LETTERS: Final = "saga.dead_letters"
 METRIC_PARTICIPANT_DURATION: Final = "saga.participant.duration"
 METRIC_PARTICIPANT_LOST: Final = "saga.participant.lost"
+METRIC_PAYLOAD_DURATION: Final = "saga.payload.duration"
+METRIC_PAYLOAD_SIZE: Final = "saga.payload.size"
 METRIC_BUS_RETRIES: Final = "saga.bus.retries"
 METRIC_BUS_LATE_ANSWERS: Final = "saga.bus.late_answers"
 METRIC_SPANS: Final = "saga.spans"
@@ -260,6 +273,11 @@ def room_span(name: str) -> str:
         name: The step whose limit it is, or the saga where it is the limit of its name.
     """
     return f"await room {name}"
+
+
+def payload_span(operation: str) -> str:
+    """Name of the span of a value of the payload store that is read, written or copied."""
+    return f"{operation} payload"
 
 
 def ask_span(query: str) -> str:

@@ -22,6 +22,8 @@ from shared.telemetry.spans import NO_ATTRIBUTES, Attributes, AttributeValue
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
+PAYLOAD_DIGEST_CHARS: Final = 12
+
 BusMessageKind = Literal["command", "query", "event"]
 
 
@@ -296,6 +298,27 @@ def external(
                 }
             ),
             **attributes,
+        },
+    )
+
+
+def payload(operation: str, system: str, *, saga_id: str, digest: str) -> Operation:
+    """A value of the payload store that is read, written or copied.
+
+    Args:
+        operation: ``read``, ``write`` or ``copy``.
+        system: What keeps it: ``file``, ``s3``, …
+        saga_id: Whose value it is.
+        digest: Its name; `PAYLOAD_DIGEST_CHARS` of it are kept.
+    """
+    return Operation(
+        name=names.payload_span(operation),
+        kind=SpanKind.CLIENT,
+        attributes={
+            names.SAGA_ID: saga_id,
+            names.PAYLOAD_OPERATION: operation,
+            names.PAYLOAD_SYSTEM: system,
+            names.PAYLOAD_DIGEST: digest[:PAYLOAD_DIGEST_CHARS],
         },
     )
 

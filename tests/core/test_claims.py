@@ -17,6 +17,7 @@ from shared.errors import (
     ConfigurationError,
     DecodeError,
     InputError,
+    PayloadMissing,
     PayloadStoreUnavailable,
     PayloadTooLarge,
 )
@@ -120,7 +121,7 @@ def test_a_value_that_is_too_large_for_the_store_says_so(claims: Claims) -> None
 def test_a_value_that_is_gone_or_damaged_is_named(claims: Claims) -> None:
     """Never passed on as if it were right."""
     kept = claims.kept({"a": LARGE}, "s-1", "It")
-    with pytest.raises(PayloadStoreUnavailable, match=r"does not have the payload .* of saga s-2"):
+    with pytest.raises(PayloadMissing, match=r"does not have the payload .* of saga s-2"):
         claims.fetch(kept, "s-2")
     (digest,) = claims.store.digests("s-1")
     for damaged in (LARGE.encode(), b"\xff"):
@@ -175,7 +176,7 @@ def test_a_value_is_copied_to_another_saga_whatever_becomes_of_the_first(claims:
         store.write("s-3", "0" * 64, b"1")
         store.copy("0" * 64, "s-3", "s-4")
         assert b"1" == store.read("s-4", "0" * 64)
-        with pytest.raises(PayloadStoreUnavailable, match="does not have"):
+        with pytest.raises(PayloadMissing, match="does not have"):
             store.copy("1" * 64, "s-3", "s-4")
 
 
@@ -217,8 +218,21 @@ def test_a_folder_that_is_not_there_is_not_made(claims: Claims, tmp_path: Path) 
     assert not (tmp_path / "claims").exists()
 
 
+def test_a_folder_that_is_empty_may_be_another_one(claims: Claims, tmp_path: Path) -> None:
+    """Where nothing is mounted, nothing is missing for good."""
+    kept = claims.kept({"a": LARGE}, "s-1", "It")
+    (tmp_path / "claims").rename(tmp_path / "elsewhere")
+    (tmp_path / "claims").mkdir()
+    with pytest.raises(PayloadStoreUnavailable, match="nor anything else") as caught:
+        claims.fetch(kept, "s-1")
+    assert not isinstance(caught.value, PayloadMissing)
+
+
 def test_a_bucket_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As s3fs says it: no such file."""
+    with pytest.raises(PayloadStoreUnavailable, match="may not be mounted") as caught:
+        PayloadStore("memory://nowhere").read("s-1", "0" * 64)
+    assert not isinstance(caught.value, PayloadMissing)
 
     def no_bucket(*_: object) -> None:
         raise FileNotFoundError("The specified bucket does not exist")

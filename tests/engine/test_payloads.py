@@ -364,6 +364,49 @@ def test_sagas_ask_again_where_the_payload_store_was_away(task: str, press: Pres
     assert press.got["ship"] == {"proofs": {"read": {"marks": MARKS}}}
 
 
+@pytest.mark.parametrize(
+    "task, lost, kind", [("press.render", "above", "rejected"), ("press.read", "below", "failed")]
+)
+def test_what_is_lost_for_good_is_not_asked_for_for_ever(
+    task: str, lost: str, kind: str, press: Press
+) -> None:
+    """The step that is a saga fails, and names it; an undo that needs it waits for the backup."""
+    press.away_after = task
+    saga_id = press.start("print", text=LARGE)
+    below = sub_saga_id(saga_id, "proof", 1)
+    press.back()
+    of = {"above": saga_id, "below": below}[lost]
+    files = {one: one.read_bytes() for one in (press.folder / of).iterdir()}
+    for file in files:
+        file.unlink()
+    press.wait(timedelta(hours=2))
+    error = press.view(saga_id).error
+    assert error is not None
+    assert (error.step, error.cause, error.kind) == ("proof", kind, "PayloadLost")
+    assert f"of saga {of}." in error.message
+    assert press.status(of) == "stuck"
+    for file, data in files.items():
+        file.write_bytes(data)
+    press.client.retry(of, reason="restored from a backup")
+    press.settle()
+    press.wait(timedelta(minutes=3))
+    assert press.status(saga_id) == "compensated"
+    assert below not in press.rows() or press.status(below) == "compensated"
+
+
+def test_an_empty_folder_is_taken_for_a_volume_that_is_not_mounted(press: Press) -> None:
+    """All of it gone at once: more likely it is elsewhere. It is asked for again."""
+    press.away_after = "press.read"
+    saga_id = press.start("print", text=LARGE)
+    press.folder.mkdir()
+    press.wait(timedelta(minutes=3))
+    assert press.status(saga_id) == "running"
+    press.folder.rmdir()
+    press.back()
+    press.wait(timedelta(minutes=10))
+    assert press.status(saga_id) == "completed"
+
+
 def test_a_path_that_leads_to_nothing_starts_no_sub_saga(press: Press) -> None:
     """Its input is put together where the value is at hand: the step is rejected then."""
     payload = {"page": Output("render", "page.no.such")}

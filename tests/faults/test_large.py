@@ -116,3 +116,9 @@ def follow(stack: Stack, printed: str, undone: str) -> None:
     out, err = shown.communicate(timeout=60)
     assert (json.loads(out)["pdf"]["body"] == TEXT.upper()) is True, err
     wait_until(lambda: stack.client.count_ended(utc_now()) == 2, timeout=30, what="their traces")
+    spans = json.loads(stack.run("trace", printed, "--json").stdout)["spans"]
+    names = {one["span_id"]: one["name"] for one in spans}
+    below = {
+        (one["name"], names[one["parent_span_id"]]) for one in spans if "payload" in one["name"]
+    }
+    assert below == {("read payload", "process press"), ("write payload", "process press")}

@@ -51,6 +51,17 @@ OWN = ("saga.", "bus.", "websocket.", "http.request.id")
             },
         ),
         (
+            operations.payload("write", "s3", saga_id="s-1", digest="0123456789abcdef"),
+            "write payload",
+            SpanKind.CLIENT,
+            {
+                "saga.id": "s-1",
+                "saga.payload.operation": "write",
+                "saga.payload.system": "s3",
+                "saga.payload.digest": "0123456789ab",
+            },
+        ),
+        (
             operations.http_server(
                 "get",
                 path="/orders/7",

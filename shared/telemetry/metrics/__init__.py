@@ -16,6 +16,7 @@ from typing import Any
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from shared.telemetry.metrics.instruments import (
+    BYTES,
     COUNTS,
     SECONDS,
     Counter,
@@ -29,6 +30,7 @@ from shared.telemetry.metrics.registry import REGISTRY
 from shared.telemetry.metrics.snapshot import Rule
 
 __all__ = [
+    "BYTES",
     "COUNTS",
     "SECONDS",
     "Observation",

@@ -7,7 +7,15 @@ from typing import Final
 from opentelemetry.metrics import Observation
 
 from shared.telemetry import logs, names, setup
-from shared.telemetry.metrics import COUNTS, counter, gauge, histogram, observe, up_down_counter
+from shared.telemetry.metrics import (
+    BYTES,
+    COUNTS,
+    counter,
+    gauge,
+    histogram,
+    observe,
+    up_down_counter,
+)
 from shared.telemetry.outlet import OutletStats
 
 _SAGA: Final = (names.SAGA_NAME,)
@@ -196,6 +204,21 @@ PARTICIPANT_LOST = counter(
     unit="{process}",
     description="Worker processes that were killed in a step.",
     labels=(names.SAGA_TASK,),
+)
+
+# The payload store --------------------------------------------------------------------------
+
+PAYLOAD_DURATION = histogram(
+    names.METRIC_PAYLOAD_DURATION,
+    description="How long the payload store took for a value, or until it failed.",
+    labels=(names.PAYLOAD_OPERATION, names.ERROR_TYPE),
+)
+PAYLOAD_SIZE = histogram(
+    names.METRIC_PAYLOAD_SIZE,
+    unit="By",
+    description="How large values are that were read or written.",
+    labels=(names.PAYLOAD_OPERATION,),
+    bounds=BYTES,
 )
 
 # Buses ----------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ SECONDS: Final = (
 COUNTS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 """The same for a number of things."""
 
+BYTES: Final = tuple(float(2**power) for power in range(12, 29, 2))
+"""The same for sizes: 4 KiB to 256 MiB."""
+
 Callback = (
     Callable[[api.CallbackOptions], Iterable[api.Observation]]
     | Generator[Iterable[api.Observation], api.CallbackOptions, None]
