@@ -23,7 +23,8 @@ from orchestrator.catalog import Catalog
 from orchestrator.core.state import ACTIVE
 from orchestrator.engine import Engine
 from orchestrator.ports import Delivery, Transport
-from orchestrator.store.sql import SqlStore, open_store
+from orchestrator.store.opening import open_store
+from orchestrator.store.sql import SqlStore
 from orchestrator.tracing import SagaTracing
 from shared.clock import utc_now
 from shared.messages import Command, Reply, StartRequest, Succeeded

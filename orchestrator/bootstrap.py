@@ -13,7 +13,8 @@ from orchestrator.core.definition import Saga
 from orchestrator.core.limits import Bounds, Limits
 from orchestrator.engine import Engine
 from orchestrator.reader import Reader
-from orchestrator.store.sql import SqlStore, open_store
+from orchestrator.store.opening import open_store
+from orchestrator.store.sql import SqlStore
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.absent import AbsentTransport
 from shared.claims import claims_of

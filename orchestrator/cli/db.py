@@ -40,7 +40,7 @@ def reseal(as_json: Json = False) -> None:
     After a new key was put first, or the first one was set. Then the old key can be taken away, once
     no message that was sealed with it is on its way.
     """
-    from orchestrator.store.sql import reseal as seal_anew
+    from orchestrator.store.opening import reseal as seal_anew
     from shared.claims import claims_of
     from shared.errors import ConfigurationError
     from shared.sealing import ring
@@ -85,7 +85,7 @@ def upgrade_store(configured: "Settings") -> str:
     """
     from sqlalchemy import make_url
 
-    from orchestrator.store.sql import upgrade as migrate
+    from orchestrator.store.opening import upgrade as migrate
 
     if not configured.database_url:
         configured.home.mkdir(parents=True, exist_ok=True)

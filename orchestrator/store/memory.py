@@ -12,7 +12,6 @@ from typing_extensions import override
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import Event, Recorded
 from orchestrator.core.limits import Limit
-from orchestrator.core.room import Slot
 from orchestrator.core.state import ACTIVE, SagaState, Status
 from orchestrator.ports import (
     NO_GATES,
@@ -23,7 +22,6 @@ from orchestrator.ports import (
     Crowd,
     DeadLetter,
     Gate,
-    Rank,
     SagaRow,
     SagaSummary,
     Store,
@@ -31,8 +29,9 @@ from orchestrator.ports import (
     kept_for,
     summary_of,
 )
-from orchestrator.store import admission, rows
+from orchestrator.store import rows
 from orchestrator.store.definitions import check_same
+from orchestrator.store.memory_slots import MemorySlots
 from shared.messages import Command
 
 
@@ -43,23 +42,6 @@ class Stored(msgspec.Struct):
     state: Any
     history: list[tuple[int, datetime, Any]]
     commands: dict[str, Any]
-
-
-class _Held(msgspec.Struct, frozen=True):
-    """Slots of a saga, as they were written."""
-
-    name: str
-    slots: tuple[Slot, ...]
-    rank: Rank
-    sequence: int
-
-    def taken_at(self, gate: Gate) -> int:
-        """How many are taken at a gate."""
-        return sum((self.name, one.step) == gate and not one.waiting for one in self.slots)
-
-    def waits_at(self, gate: Gate) -> bool:
-        """Whether one waits there."""
-        return any((self.name, one.step) == gate and one.waiting for one in self.slots)
 
 
 class _Unpublished(msgspec.Struct):
@@ -100,8 +82,7 @@ class MemoryStore(Store):
         self._keys: dict[tuple[str, str | None], str] = {}
         self._kept: dict[str, str] = {}
         self._outbox: dict[str, _Unpublished] = {}
-        self._slots: dict[str, _Held] = {}
-        self._gates: dict[Gate, datetime | None] = {}
+        self._slots = MemorySlots()
         self._controls: dict[tuple[str, str, str], Control] = {}
         self._definitions: dict[tuple[str, int], str] = {}
         self._dead_letters: list[DeadLetter] = []
@@ -192,10 +173,7 @@ class MemoryStore(Store):
             for saga in (self._sagas[id_] for id_ in set(saga_ids) & self._sagas.keys()):
                 if not saga.row.state.status.final:
                     saga.row = msgspec.structs.replace(saga.row, wake_at=until)
-            for saga_id in set(saga_ids) & self._slots.keys():
-                held = self._slots[saga_id]
-                taken = tuple(slot for slot in held.slots if not slot.waiting)
-                self._slots[saga_id] = msgspec.structs.replace(held, slots=taken)
+            self._slots.stop_waiting(saga_ids)
 
     @override
     def ids_from(self, beginning: str, limit: int) -> list[str]:
@@ -301,30 +279,13 @@ class MemoryStore(Store):
     @override
     def crowds(self, gates: Collection[Gate], waiting_max: int) -> dict[Gate, Crowd]:
         with self._lock:
-            return {
-                gate: Crowd(
-                    in_flight=sum(one.taken_at(gate) for one in self._slots.values()),
-                    free_at=self._gates.get(gate),
-                    waiting=tuple(
-                        sorted(one.rank for one in self._slots.values() if one.waits_at(gate))
-                    )[:waiting_max],
-                    known=gate in self._gates,
-                )
-                for gate in gates
-            }
+            return self._slots.crowds(gates, waiting_max)
 
     @override
     def stray_slots(self, known: Collection[Gate], limit: int) -> list[str]:
         with self._lock:
-            for saga_id in self._slots.keys() - self._sagas.keys():
-                del self._slots[saga_id]
-            stray = [
-                saga_id
-                for saga_id, held in self._slots.items()
-                if held.sequence != self._sagas[saga_id].row.sequence
-                or any((held.name, slot.step) not in known for slot in held.slots)
-            ]
-            return sorted(stray)[:limit]
+            sequences = {saga_id: saga.row.sequence for saga_id, saga in self._sagas.items()}
+            return self._slots.stray(sequences, known, limit)
 
     @override
     def controls(self) -> list[Control]:
@@ -406,16 +367,13 @@ class MemoryStore(Store):
                     (item.committed_at for item in self._outbox.values()), default=None
                 ),
                 dead_letters=len(self._dead_letters),
-                awaiting_room={
-                    gate: sum(one.waits_at(gate) for one in self._slots.values())
-                    for gate in self._known_gates()
-                },
+                awaiting_room={gate: self._slots.waiting_at(gate) for gate in self._known_gates()},
                 paused=frozenset(name for name, _, kind in self._controls if kind == "pause"),
             )
 
     def _known_gates(self) -> set[Gate]:
         said = {(name, step) for name, step, kind in self._controls if kind == "limit"}
-        return {*self._gates, *said}
+        return {*self._slots.gates, *said}
 
     @override
     def check(self) -> None:
@@ -435,26 +393,7 @@ class MemoryStore(Store):
             if change.expected_sequence
             == (saga.row.sequence if (saga := self._sagas.get(change.row.saga_id)) else 0)
         ]
-        asked = admission.asked_of(fresh, gates)
-        if not asked:
-            return set()
-        held = self._slots.values()
-        let_in = admission.admit(
-            fresh,
-            gates,
-            free_at={gate: self._gates.setdefault(gate, None) for gate in asked},
-            taken=Counter({gate: sum(one.taken_at(gate) for one in held) for gate in asked}),
-            taken_by=Counter(
-                {
-                    (saga_id, gate): one.taken_at(gate)
-                    for saga_id, one in self._slots.items()
-                    for gate in asked
-                }
-            ),
-        )
-        self._gates |= let_in.free_at
-        kept = {change.row.saga_id for change in let_in.changes}
-        return {change.row.saga_id for change in fresh} - kept
+        return self._slots.refused(fresh, gates)
 
     def _is_kept(self, saga_id: str, before: datetime | None = None) -> bool:
         """Whether the saga that it is kept for is active; with `before`, also until that is old."""
@@ -486,11 +425,7 @@ class MemoryStore(Store):
         self._sagas[row.saga_id] = after
         if above := kept_for(change):
             self._kept[row.saga_id] = above
-        if change.slots is not None:
-            rank = (int(not state.backward), row.started_at, row.saga_id)
-            self._slots[row.saga_id] = _Held(state.name, change.slots, rank, row.sequence)
-            if not change.slots:
-                del self._slots[row.saga_id]
+        self._slots.put(change)
         for command_id, command in after.commands.items():
             known = _Unpublished(change.sent_at, row.saga_id, command, change.sent_at)
             self._outbox.setdefault(command_id, known)

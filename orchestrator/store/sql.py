@@ -21,8 +21,6 @@ from orchestrator.core.state import ACTIVE, Status
 from orchestrator.ports import (
     NO_GATES,
     NOTHING_TRACED,
-    UUID_LEAST,
-    UUID_MOST,
     Change,
     Control,
     Crowd,
@@ -34,11 +32,10 @@ from orchestrator.ports import (
     Survey,
     kept_for,
 )
-from orchestrator.store import controls, rows, schema, slots
-from orchestrator.store import reseal as resealing
+from orchestrator.store import controls, queries, rows, schema, slots
 from orchestrator.store.database import Database, Hot
 from orchestrator.store.definitions import check_same
-from orchestrator.store.keeping import ABOVE, IS_KEPT, is_kept
+from orchestrator.store.keeping import is_kept
 from orchestrator.store.statements import PostgresqlStatements, SqliteStatements
 from orchestrator.store.survey import survey
 from orchestrator.store.tables import (
@@ -53,84 +50,11 @@ from orchestrator.store.tables import (
 )
 from shared.errors import DecodeError
 from shared.messages import Command
-from shared.sealing import ring
 
 UNREADABLE_AGAIN: Final = timedelta(minutes=2)
 """How much later a command that cannot be read comes again."""
 
 log = structlog.get_logger("orchestrator")
-
-_SUMMARY: Final = tuple(column for column in SAGA.c if column.name != "state")
-_DUE: Final = (
-    sa.select(SAGA.c.id)
-    .where(SAGA.c.wake_at.is_not(None), SAGA.c.wake_at <= sa.bindparam("now"))
-    .order_by(SAGA.c.wake_at)
-    .limit(sa.bindparam("most"))
-)
-_UNPUBLISHED: Final = (
-    sa.select(SAGA_OUTBOX.c.id)
-    .where(SAGA_OUTBOX.c.handed_out_at < sa.bindparam("before"))
-    .order_by(SAGA_OUTBOX.c.handed_out_at)
-    .limit(sa.bindparam("most"))
-)
-_UNTRACED: Final = (
-    sa.select(SAGA.c.id)
-    .where(SAGA.c.trace_due_at.is_not(None), SAGA.c.trace_due_at <= sa.bindparam("now"))
-    .order_by(SAGA.c.trace_due_at)
-    .limit(sa.bindparam("most"))
-)
-
-
-def open_store(url: str, *, create: bool) -> "SqlStore":
-    """Open a store whose schema is right.
-
-    Args:
-        url: SQLAlchemy URL.
-        create: Run missing migrations, as the embedded store does; otherwise they are an error.
-
-    Raises:
-        UnavailableError: The database cannot be reached.
-        ConfigurationError: The URL is wrong, or the schema is of another version.
-    """
-    store = SqlStore(url)
-    try:
-        if create:
-            store.migrate()
-        store.check()
-    except BaseException:
-        store.close()
-        raise
-    return store
-
-
-def upgrade(url: str) -> None:
-    """Bring the schema of a database to this version; repeating it does no harm.
-
-    Raises:
-        UnavailableError: The database cannot be reached.
-        ConfigurationError: Its schema is newer than this version's.
-    """
-    store = SqlStore(url)
-    try:
-        store.migrate()
-    finally:
-        store.close()
-
-
-def reseal(url: str) -> int:
-    """Seal what is in a store with the first key of the ring; returns how many rows.
-
-    Raises:
-        UnavailableError: The database cannot be reached.
-        ConfigurationError: Its schema is of another version.
-        DecodeError: Something is sealed with a key that is not on the ring; what came before it is
-            sealed anew, and nothing is lost.
-    """
-    store = open_store(url, create=False)
-    try:
-        return sum(resealing.reseal(store.database, ring().reseal_text))
-    finally:
-        store.close()
 
 
 class SqlStore(Store):
@@ -176,34 +100,21 @@ class SqlStore(Store):
     def find_by_key(self, name: str, key: str) -> SagaRow | None:
         if not (rows.storable(name) and rows.storable(key)):
             return None
-        query = sa.select(SAGA.c.id).where(SAGA.c.name == name, SAGA.c.key == key)
-        found = self.load([row.id for row in self._all(query)])
+        found = self.load([row.id for row in self._all(queries.by_key(name, key))])
         return next(iter(found.values()), None)
 
     @override
     def ids_from(self, beginning: str, limit: int) -> list[str]:
         if not rows.storable(beginning):
             return []
-        # Between two ids of the same form, which every collation sorts alike: a range of the index.
-        least, most = (beginning + one[len(beginning) :] for one in (UUID_LEAST, UUID_MOST))
-        query = (
-            sa.select(SAGA.c.id)
-            .where(SAGA.c.id.between(least, most), sa.func.length(SAGA.c.id) == len(UUID_LEAST))
-            .order_by(SAGA.c.id)
-            .limit(limit)
-        )
-        return [row.id for row in self._all(query) if row.id.startswith(beginning)]
+        found = self._all(queries.ids_from(beginning, limit))
+        return [row.id for row in found if row.id.startswith(beginning)]
 
     @override
     def find_by_trace(self, trace_id: str) -> list[SagaSummary]:
         if not rows.storable(trace_id):
             return []
-        query = (
-            sa.select(*_SUMMARY)
-            .where(SAGA.c.trace_id == trace_id)
-            .order_by(SAGA.c.started_at, SAGA.c.id)
-        )
-        return [rows.summary_from(row) for row in self._all(query)]
+        return [rows.summary_from(row) for row in self._all(queries.of_trace(trace_id))]
 
     @override
     def list_sagas(
@@ -218,24 +129,7 @@ class SqlStore(Store):
         wanted = set(statuses) or set(Status)
         if not all(rows.storable(text) for text in (name, key) if text is not None):
             return []
-        query = sa.select(*_SUMMARY)
-        if name is not None:
-            query = query.where(SAGA.c.name == name)
-        if older is not None:
-            at, saga_id = older
-            # Both: the first is what an index on the start alone can use.
-            query = query.where(
-                SAGA.c.started_at <= at, sa.tuple_(SAGA.c.started_at, SAGA.c.id) < (at, saga_id)
-            )
-        if key is not None:
-            # At most one for each name: no reason to look at anything else.
-            found = self._all(query.where(SAGA.c.key == key))
-        else:
-            # Each status straight from an index that ends at the limit; all of them in one
-            # statement, so that one that changes its status meanwhile is neither lost nor twice.
-            page = query.order_by(SAGA.c.started_at.desc(), SAGA.c.id.desc()).limit(limit)
-            pages = (page.where(SAGA.c.status == status.value) for status in sorted(wanted))
-            found = self._all(sa.union_all(*(sa.select(one.subquery()) for one in pages)))
+        found = self._all(queries.newest(wanted, name=name, key=key, limit=limit, older=older))
         summaries = [rows.summary_from(row) for row in found if row.status in wanted]
         return sorted(summaries, key=lambda one: (one.started_at, one.saga_id), reverse=True)[
             :limit
@@ -243,8 +137,7 @@ class SqlStore(Store):
 
     @override
     def count_by_status(self) -> dict[Status, int]:
-        query = sa.select(SAGA.c.status, sa.func.count().label("sagas")).group_by(SAGA.c.status)
-        return {Status(row.status): row.sagas for row in self._all(query)}
+        return {Status(row.status): row.sagas for row in self._all(queries.BY_STATUS)}
 
     @override
     def history(self, saga_ids: Collection[str]) -> dict[str, list[Recorded]]:
@@ -341,19 +234,9 @@ class SqlStore(Store):
         name: str | None = None,
         statuses: Collection[Status] = (),
     ) -> list[str]:
-        query = (
-            sa.select(SAGA.c.id)
-            .where(IS_FINAL, SAGA.c.updated_at < before, SAGA.c.trace_due_at.is_(None))
-            .where(~is_kept(ABOVE.c.updated_at >= before, IS_KEPT))
-            .order_by(SAGA.c.updated_at)
-            .limit(limit)
-        )
-        if name is not None:
-            if not rows.storable(name):
-                return []
-            query = query.where(SAGA.c.name == name)
-        if statuses:
-            query = query.where(SAGA.c.status.in_([status.value for status in statuses]))
+        if name is not None and not rows.storable(name):
+            return []
+        query = queries.ended(before, limit, name=name, statuses=statuses)
         return [row.id for row in self._all(query)]
 
     @override
@@ -372,17 +255,17 @@ class SqlStore(Store):
 
     @override
     def due(self, now: datetime, limit: int) -> list[str]:
-        return [row.id for row in self._all(_DUE, {"now": now, "most": limit})]
+        return [row.id for row in self._all(queries.DUE, {"now": now, "most": limit})]
 
     @override
     def claim_unpublished(self, before: datetime, now: datetime, limit: int) -> list[Command]:
         asked = {"before": before, "most": limit}
         # Most of the time there is nothing, and a look needs no lock.
-        if not self._all(_UNPUBLISHED, asked):
+        if not self._all(queries.UNPUBLISHED, asked):
             return []
         claim = (
             sa.update(SAGA_OUTBOX)
-            .where(SAGA_OUTBOX.c.id.in_(_picked(_UNPUBLISHED)))
+            .where(SAGA_OUTBOX.c.id.in_(queries.picked(queries.UNPUBLISHED)))
             .values(handed_out_at=now)
             .returning(SAGA_OUTBOX.c.id, SAGA_OUTBOX.c.saga_id, SAGA_OUTBOX.c.command)
         )
@@ -413,11 +296,11 @@ class SqlStore(Store):
     @override
     def claim_untraced(self, now: datetime, until: datetime, limit: int) -> list[str]:
         asked = {"now": now, "most": limit}
-        if not self._all(_UNTRACED, asked):
+        if not self._all(queries.UNTRACED, asked):
             return []
         claim = (
             sa.update(SAGA)
-            .where(SAGA.c.id.in_(_picked(_UNTRACED)))
+            .where(SAGA.c.id.in_(queries.picked(queries.UNTRACED)))
             .values(trace_due_at=until)
             .returning(SAGA.c.id)
         )
@@ -426,8 +309,7 @@ class SqlStore(Store):
 
     @override
     def outbox_size(self) -> int:
-        query = sa.select(sa.func.count()).select_from(SAGA_OUTBOX)
-        return int(self._all(query)[0][0])
+        return int(self._all(queries.OUTBOX_SIZE)[0][0])
 
     @override
     def survey(self, late_before: datetime) -> Survey:
@@ -489,15 +371,11 @@ class SqlStore(Store):
 
     @override
     def definitions(self) -> list[Definition]:
-        query = sa.select(SAGA_DEFINITION.c.document).order_by(
-            SAGA_DEFINITION.c.name, SAGA_DEFINITION.c.version
-        )
-        return [rows.definition_from(document) for (document,) in self._all(query)]
+        return [rows.definition_from(row.document) for row in self._all(queries.DOCUMENTS)]
 
     @override
     def dead_letters(self, limit: int = 50) -> list[DeadLetter]:
-        query = sa.select(SAGA_DEAD_LETTER).order_by(SAGA_DEAD_LETTER.c.id.desc()).limit(limit)
-        return [rows.dead_letter_from(row) for row in self._all(query)]
+        return [rows.dead_letter_from(row) for row in self._all(queries.dead_letters(limit))]
 
     @override
     def dead_letter(self, dead_letter_id: int) -> DeadLetter | None:
@@ -513,10 +391,7 @@ class SqlStore(Store):
     def _document(self, name: str, version: int) -> str | None:
         if not rows.storable(name):
             return None
-        query = sa.select(SAGA_DEFINITION.c.document).where(
-            SAGA_DEFINITION.c.name == name, SAGA_DEFINITION.c.version == version
-        )
-        found = self._all(query)
+        found = self._all(queries.document(name, version))
         return found[0].document if found else None
 
     def _all(
@@ -526,12 +401,6 @@ class SqlStore(Store):
     ) -> Sequence[sa.Row[Any]]:
         with self.database.reading() as connection:
             return connection.execute(query, values or {}).all()
-
-
-def _picked(query: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
-    # Picked once: a bare subquery with a limit may be run again for each row.
-    picked = query.with_for_update(skip_locked=True).cte("picked")
-    return sa.select(picked.c.id)
 
 
 class _ApartError(Exception):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.short_ids import whole_id, whole_ids
-from orchestrator.store.sql import open_store
+from orchestrator.store.opening import open_store
 from shared.errors import InputError
 from shared.settings import settings
 from tests.contracts.store_contract import change, row

@@ -5,7 +5,8 @@ import pytest
 
 from orchestrator.ports import Store
 from orchestrator.store.memory import MemoryStore
-from orchestrator.store.sql import SqlStore, open_store, upgrade
+from orchestrator.store.opening import open_store, upgrade
+from orchestrator.store.sql import SqlStore
 from tests.contracts.slot_contract import SlotContract
 from tests.contracts.store_contract import Opener, StoreContract, change, command, row
 

@@ -17,7 +17,8 @@ from orchestrator.core.definition import Saga
 from orchestrator.doctor import stores
 from orchestrator.doctor.findings import Code, Severity
 from orchestrator.engine import Engine
-from orchestrator.store.sql import SqlStore, upgrade
+from orchestrator.store.opening import upgrade
+from orchestrator.store.sql import SqlStore
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import MemoryTransport
 from shared.clock import utc_now

@@ -14,7 +14,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.core.definition import Limit, Retry, Saga
 from orchestrator.core.state import ACTIVE
 from orchestrator.engine import Engine
-from orchestrator.store.sql import open_store
+from orchestrator.store.opening import open_store
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import MemoryBroker, MemoryTransport
 from shared.backoff import Backoff

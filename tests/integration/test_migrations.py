@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from orchestrator.store import migrations, schema
-from orchestrator.store.sql import open_store, upgrade
+from orchestrator.store.opening import open_store, upgrade
 from orchestrator.store.tables import METADATA
 from shared.errors import ConfigurationError
 from tests.contracts.store_contract import change, row

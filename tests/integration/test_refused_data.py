@@ -7,7 +7,8 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from orchestrator.store.sql import SqlStore, open_store
+from orchestrator.store.opening import open_store
+from orchestrator.store.sql import SqlStore
 from shared.errors import InputError, UnavailableError
 from shared.messages import Succeeded
 from tests.contracts.store_contract import change, row

@@ -6,7 +6,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from orchestrator.core.state import ACTIVE
-from orchestrator.store.sql import open_store, upgrade
+from orchestrator.store.opening import open_store, upgrade
 from tests.integration.room_process import AT_ONCE, WORKING
 from tests.servers.process import kill_tree, spawn
 from tests.waiting import wait_until

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from orchestrator.core.state import Status
 from orchestrator.store import database, tables
-from orchestrator.store.sql import SqlStore, open_store, upgrade
+from orchestrator.store.opening import open_store, upgrade
+from orchestrator.store.sql import SqlStore
 from shared.embedded import free_port
 from shared.errors import ConfigurationError, SagaError, UnavailableError
 from tests.contracts.store_contract import T0, change, command, put, row, seconds

@@ -17,7 +17,8 @@ from orchestrator.core.definition import Step as AnyStep
 from orchestrator.core.state import Status
 from orchestrator.engine import Engine
 from orchestrator.search import Filter
-from orchestrator.store.sql import SqlStore, open_store
+from orchestrator.store.opening import open_store
+from orchestrator.store.sql import SqlStore
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import MemoryBroker, MemoryTransport
 from orchestrator.unreadable import READ_AGAIN

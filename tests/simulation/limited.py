@@ -119,7 +119,7 @@ class WatchedStore(SimulatedStore):
     @override
     def look_when_due(self, but: Collection[str] = ()) -> Dues:
         # Whoever waits for room has no timer: the orchestrators look again and again.
-        waits = any(slot.waiting for held in self._slots.values() for slot in held.slots)
+        waits = any(slot.waiting for held in self._slots.held.values() for slot in held.slots)
         dues = super().look_when_due(but)
         return dues._replace(timers=0.0) if waits else dues
 
@@ -130,7 +130,7 @@ def blocked(store: SimulatedStore) -> set[str]:
     still = held_up(rows) | {one for one in rows if rows[one].state.status is Status.STUCK}
     places: dict[Gate, set[str]] = {}
     waiting: list[tuple[str, Gate]] = []
-    for saga_id, held in store._slots.items():
+    for saga_id, held in store._slots.held.items():
         for slot in held.slots:
             gate = (held.name, slot.step)
             if slot.waiting:
@@ -151,7 +151,7 @@ def problems_of(finding: Finding, excused: set[str]) -> Iterator[str]:
 
 def _slot_problems(finding: Finding, store: SimulatedStore) -> Iterator[str]:
     """Only those that are stuck, or wait for one that is, may have a place at the end."""
-    left = [one for one in store._slots.values() if one.slots]
+    left = [one for one in store._slots.held.values() if one.slots]
     active = sum(count for status, count in finding.statuses.items() if not status.final)
     if len(left) > active:
         yield f"{len(left)} sagas have places, and {active} have not ended: {left}"
