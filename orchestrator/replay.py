@@ -5,8 +5,8 @@ message brought. So the message is made anew from that fact, the core is asked, 
 compared with what stands in the history. Each decision starts from the recorded facts, so that a
 difference does not hide the next one.
 
-Heartbeats leave no event: a time-out that a heartbeat had put off shows as a difference, also that
-of an attempt that was accepted after it.
+Heartbeats leave no event. Where what is recorded follows only if one had put off a time-out, it counts
+as having come: the attempt went on although its time was over, or was accepted until a later one.
 """
 
 from collections import Counter
@@ -14,70 +14,43 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import reduce
 from itertools import product
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 
+from orchestrator.core import timers
+from orchestrator.core.arrived import message_in_words, messages_for
 from orchestrator.core.definition import Definition
 from orchestrator.core.events import (
     CancelRequested,
     CompensationRequested,
-    CompensationStarted,
-    DeadlineExceeded,
     Event,
     HistoryFull,
     Recorded,
     RetryRequested,
     RoomAwaited,
-    SagaCompensated,
-    SagaCompleted,
     SagaForked,
     SagaPaused,
     SagaResolved,
     SagaResumed,
     SagaStarted,
-    SagaStuck,
     SignalReceived,
     StepAccepted,
-    StepCopied,
-    StepDispatched,
-    StepExpanded,
     StepFailed,
-    StepRecalled,
     StepRejected,
-    StepSkipped,
     StepSucceeded,
     StepTimedOut,
-    SubSagaBegan,
     TaskUnknown,
-    UndoRefused,
-    UndoRequested,
     about,
     tag_of,
 )
 from orchestrator.core.limits import IN_FLIGHT_MAX_DEFAULT, Limits
 from orchestrator.core.machine import decide
-from orchestrator.core.messages import (
-    Cancel,
-    CompensateNow,
-    HandOver,
-    Message,
-    Pause,
-    Resolve,
-    Resume,
-    RetryNow,
-    Signal,
-    Skip,
-    Start,
-    Tick,
-    Undo,
-)
 from orchestrator.core.plan import plan_of
 from orchestrator.core.room import begun_by
-from orchestrator.core.state import SagaState, evolve
+from orchestrator.core.state import Beat, SagaState, evolve
+from orchestrator.core.terms import IN_FLIGHT
 from shared.errors import DecodeError
-from shared.ids import Direction
-from shared.messages import Accepted, Execution, Failed, Outcome, Rejected, Reply, Succeeded
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,17 +172,18 @@ def _decision(
     # The limit of that time is known only where it was reached.
     reached = (one.event.events_max for one in rest if isinstance(one.event, HistoryFull))
     events_max = next(reached, UNLIMITED)
-    messages = _messages([one.event for one in rest if one.at == at], state)
-    for message, room in product(messages, _rooms(definition, state, rest)):
+    messages = messages_for([one.event for one in rest if one.at == at], state)
+    rooms = _rooms(definition, state, rest)
+    for known, message, room in product(_alive(definition, state, rest), messages, rooms):
         limits = Limits(events_max=events_max, in_flight_max=in_flight_max, room=room)
         decision = decide(
-            definition, state, message, at, limits=limits, history=first.sequence - 1
+            definition, known, message, at, limits=limits, history=first.sequence - 1
         )
         recorded = tuple(one.event for one in rest[: len(decision.events)])
         made = Replayed(
             sequence=first.sequence,
             at=at,
-            message=_in_words(message),
+            message=message_in_words(message),
             recorded=recorded,
             decided=decision.events,
             refused=decision.refused,
@@ -221,6 +195,32 @@ def _decision(
     # One message leads to one decision, at one time; where another one follows cannot be known.
     together = tuple(one.event for one in rest if one.at == at)
     return msgspec.structs.replace(closest, recorded=_up_to_the_next(definition, together))
+
+
+def _alive(
+    definition: Definition, state: SagaState | None, rest: Sequence[Recorded]
+) -> Iterator[SagaState | None]:
+    """The state; and as signs of life may have left it that put off what was not recorded to be over."""
+    yield state
+    if state is None:
+        return
+    at = rest[0].at
+    events = [one.event for one in rest if one.at == at]
+    over = {one.step for one in events if isinstance(one, StepTimedOut)}
+    accepted = {one.step: one.due_at for one in events if isinstance(one, StepAccepted)}
+    beats: dict[str, Beat] = {}
+    for planned in plan_of(definition, state).steps:
+        name, due_at = planned.name, timers.due_at(state, planned.name)
+        if not planned.task or due_at is None or state.step(name).phase not in IN_FLIGHT:
+            continue
+        until = accepted.get(name) if planned.completes_within is None else None
+        if until is None and due_at <= at and name not in over:
+            until = at + planned.timeout
+        # The sign of life came while it was in flight, and by now.
+        if until is not None and due_at < until <= at + planned.timeout:
+            beats[name] = Beat(at=until - planned.timeout, due_at=until)
+    if beats:
+        yield msgspec.structs.replace(state, beats={**state.beats, **beats})
 
 
 def _rooms(
@@ -290,143 +290,6 @@ _BROUGHT = (
 
 _UNRESOLVED: Final = "Unresolved"
 """Ends the kind of a rejection that the core itself has made (`orchestrator.core.payload`)."""
-
-
-def _messages(  # noqa: C901, PLR0912 - one case for each event
-    events: Sequence[Event], state: SagaState | None
-) -> tuple[Message, ...]:
-    """What may have arrived when these were the first that followed; the likeliest first."""
-    event = events[0]
-    match event:
-        case SagaStarted():
-            start = Start(
-                saga_id=event.saga_id,
-                input=event.input,
-                trace=event.trace,
-                key=event.key,
-                secret=event.secret,
-                not_before=event.not_before,
-                parent=event.parent,
-                fork=event.fork,
-                copied=_copied(events[1:]) if event.fork else (),
-            )
-            undone = events[1] if len(events) > 1 else event
-            paused = next((one for one in events if isinstance(one, SagaPaused)), None)
-            if paused is not None:
-                pause = Pause(reason=paused.reason, by=paused.by)
-                return (msgspec.structs.replace(start, pause=pause), start)
-            if not isinstance(undone, UndoRequested):
-                return (start,)
-            undo = Undo(attempt=undone.attempt, reason=undone.reason, parent=undone.parent)
-            return (start, msgspec.structs.replace(start, undo=undo))
-        case UndoRequested():
-            return (Undo(attempt=event.attempt, reason=event.reason, parent=event.parent),)
-        case UndoRefused():
-            return (Undo(attempt=event.attempt, parent=event.parent),)
-        case SagaForked(to=to, step=step, steps=steps, reason=reason, by=by):
-            return (HandOver(to=to, step=step, steps=steps, reason=reason, by=by),)
-        case StepSucceeded(direction=direction):
-            outcome: Outcome = Succeeded(output=event.output, undo=event.undo)
-            reply = _reply(state, event.step, direction, event.attempt, outcome, event.execution)
-            return (reply, Tick())
-        case StepRejected() | TaskUnknown():
-            outcome = Rejected(failure=event.failure)
-            reply = _reply(state, event.step, "action", event.attempt, outcome, event.execution)
-            return (reply, Tick())
-        case StepFailed(direction=direction):
-            outcome = Failed(failure=event.failure, undo=event.undo)
-            reply = _reply(state, event.step, direction, event.attempt, outcome, event.execution)
-            return (reply, Tick())
-        case StepAccepted(direction=direction):
-            reply = _reply(
-                state, event.step, direction, event.attempt, Accepted(), event.execution
-            )
-            return (reply,)
-        case SubSagaBegan():
-            return (_reply(state, event.step, "action", event.attempt, Accepted(), None),)
-        case SignalReceived():
-            return (Signal(name=event.name, data=event.data, by=event.by),)
-        case CancelRequested():
-            return (Cancel(reason=event.reason, by=event.by),)
-        case SagaPaused():
-            return (Pause(reason=event.reason, by=event.by),)
-        case SagaResumed():
-            return (Resume(reason=event.reason, by=event.by),)
-        case RetryRequested(step=step, payload=payload, reason=reason, by=by):
-            one = RetryNow(step=step, payload=payload, reason=reason, by=by)
-            return (one, RetryNow(reason=reason, by=by))
-        case StepSkipped():
-            skip = Skip(step=event.step, output=event.output, reason=event.reason, by=event.by)
-            return (skip, Tick())
-        case CompensationRequested():
-            return (CompensateNow(reason=event.reason, by=event.by),)
-        case SagaResolved():
-            return (Resolve(reason=event.reason, by=event.by),)
-        case (
-            StepTimedOut()
-            | StepCopied()
-            | DeadlineExceeded()
-            | StepDispatched()
-            | StepExpanded()
-            | StepRecalled()
-            | HistoryFull()
-            | RoomAwaited()
-            | CompensationStarted()
-            | SagaStuck()
-            | SagaCompleted()
-            | SagaCompensated()
-        ):
-            return (Tick(),)
-        case _:
-            assert_never(event)
-
-
-def _copied(events: Sequence[Event]) -> tuple[StepExpanded | StepCopied, ...]:
-    """What a fork began with: a list that it has spread out itself comes after all copies."""
-    copied: list[StepExpanded | StepCopied] = []
-    for event in events:
-        if not isinstance(event, StepExpanded | StepCopied):
-            break
-        copied.append(event)
-    while copied and isinstance(copied[-1], StepExpanded):
-        copied.pop()
-    return tuple(copied)
-
-
-def _reply(
-    state: SagaState | None,
-    step: str,
-    direction: Direction,
-    attempt: int,
-    outcome: Outcome,
-    execution: Execution | None,
-) -> Reply:
-    return Reply(
-        saga_id=state.saga_id if state else "",
-        step=step,
-        direction=direction,
-        attempt=attempt,
-        outcome=outcome,
-        execution=execution,
-    )
-
-
-def _in_words(message: Message) -> str:
-    kind = str(type(message).__name__).lower()
-    match message:
-        case Reply(step=step, direction=direction, attempt=attempt, outcome=outcome):
-            said = type(outcome).__name__.lower()
-            return f"reply of {step} ({direction} {attempt}): {said}"
-        case Tick():
-            return "timer"
-        case Signal(name=name):
-            return f"signal {name}"
-        case RetryNow(step=step):
-            return f"retry {step or 'every step'}"
-        case Skip(step=step):
-            return f"skip {step}"
-        case _:
-            return kind
 
 
 def event_in_words(event: Event) -> str:

@@ -22,6 +22,7 @@ from shared import codec
 from shared.errors import ConfigurationError, DecodeError
 from shared.messages import (
     CompleteRequest,
+    Failed,
     Inbound,
     Outcome,
     Reply,
@@ -124,7 +125,11 @@ def ring() -> KeyRing:
 
 def seal_outcome(outcome: Outcome) -> Outcome:
     """The outcome of an attempt for a message; what a failure says stays readable."""
-    if not isinstance(outcome, Succeeded) or not ring().seals:
+    if not ring().seals:
+        return outcome
+    if isinstance(outcome, Failed) and outcome.undo is not None:
+        return Failed(failure=outcome.failure, undo=ring().seal(outcome.undo))
+    if not isinstance(outcome, Succeeded):
         return outcome
     output = ring().seal(outcome.output)
     undo = output if outcome.undo is outcome.output else ring().seal(outcome.undo)
@@ -136,8 +141,8 @@ def open_message(message: Inbound) -> Inbound:
     try:
         match message:
             case (
-                Reply(outcome=Succeeded() as outcome)
-                | CompleteRequest(outcome=Succeeded() as outcome)
+                Reply(outcome=Succeeded() | Failed() as outcome)
+                | CompleteRequest(outcome=Succeeded() | Failed() as outcome)
             ):
                 return msgspec.structs.replace(message, outcome=_opened(outcome))
             case StartRequest(input=value):
@@ -150,7 +155,10 @@ def open_message(message: Inbound) -> Inbound:
         return Undecodable(reason=str(error), task="", body="")
 
 
-def _opened(outcome: Succeeded) -> Succeeded:
+def _opened(outcome: Succeeded | Failed) -> Succeeded | Failed:
+    if isinstance(outcome, Failed):
+        undo = ring().open(outcome.undo)
+        return outcome if undo is outcome.undo else Failed(failure=outcome.failure, undo=undo)
     return Succeeded(output=ring().open(outcome.output), undo=ring().open(outcome.undo))
 
 

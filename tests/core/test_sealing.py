@@ -91,10 +91,13 @@ def test_a_wrong_key_is_named_by_its_place() -> None:
             outcome=Succeeded(output=payload, undo=payload),
         ),
         lambda payload: CompleteRequest(token="t", outcome=Succeeded(output=payload, undo=None)),
+        lambda payload: CompleteRequest(
+            token="t", outcome=Failed(failure=Failure(kind="k"), undo=payload)
+        ),
         lambda payload: StartRequest(name="n", input=payload),
         lambda payload: SignalRequest(saga_id="s", name="n", data=payload),
     ],
-    ids=["reply", "completion", "start", "signal"],
+    ids=["reply", "completion", "failure", "start", "signal"],
 )
 def test_payloads_of_messages_are_opened(make: Any, keyed: KeyRing) -> None:
     """Of every kind that carries one, sealed or not; what cannot be opened says why."""
@@ -111,6 +114,10 @@ def test_what_a_failure_says_stays_readable(keyed: KeyRing) -> None:
     """Operators have to see it; secrets are redacted in it already."""
     failed = Failed(failure=Failure(kind="OSError", message="x"))
     assert failed is seal_outcome(failed)
+    undone = seal_outcome(Failed(failure=failed.failure, undo={"card": SECRET}))
+    assert isinstance(undone, Failed)
+    assert (undone.failure, SECRET in str(undone)) == (failed.failure, False)
+    assert keyed.open(undone.undo) == {"card": SECRET}
     sealed = seal_outcome(Succeeded(output=SECRET, undo=None))
     assert isinstance(sealed, Succeeded)
     assert SECRET not in str(sealed)

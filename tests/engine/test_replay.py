@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from orchestrator import replay as module
-from orchestrator.core.definition import Input, Item, Saga, Step
-from orchestrator.core.events import Recorded, StepDispatched, tag_of
+from orchestrator.core.definition import Input, Item, Retry, Saga, Step
+from orchestrator.core.events import Recorded, StepDispatched, StepTimedOut, tag_of
 from orchestrator.core.limits import IN_FLIGHT_MAX_DEFAULT, Limits
 from orchestrator.core.machine import Decision, decide
-from orchestrator.core.messages import Message, RetryNow
+from orchestrator.core.messages import Heartbeat, Message, RetryNow, Tick
 from orchestrator.core.state import SagaState
 from orchestrator.engine import Engine
 from orchestrator.replay import replay
@@ -23,6 +23,7 @@ from orchestrator.testing import Bench, fails, given, late, rejects, times_out, 
 from orchestrator.testing.failures import _drive, _signals, trials
 from shared import codec
 from shared.errors import DecodeError
+from shared.messages import Accepted, Outcome, Reply, Succeeded
 from tests.core import builders
 from tests.golden.history import FOLDER, GoldenHistory
 from tests.simulation.run import Run, silence
@@ -77,20 +78,20 @@ def test_whatever_goes_wrong_is_decided_alike(saga: Saga) -> None:
 
 def test_whole_simulations_are_decided_alike() -> None:
     """Batches in which several messages have one time, and clocks that jump."""
-    decisions = 0
+    decisions = beaten = 0
     for seed in range(12):
         run = Run(seed)
         with silence():
             run.go()
         definitions = {(one.name, one.version): one for one in run.sagas}
         for row, history in run.world.store.everything().values():
-            if row.saga_id in run.world.store.beaten:
-                continue  # what a sign of life has put off is not in the history
+            beaten += row.saga_id in run.world.store.beaten
             definition = definitions[row.state.name, row.state.version].definition
             result = replay(definition, history, row.state)
             assert result.same, result.differences
             decisions += len(result.decisions)
     assert decisions > 200
+    assert beaten > 0  # what signs of life have put off is not in a history
 
 
 def test_a_core_that_decides_otherwise_is_told() -> None:
@@ -235,6 +236,51 @@ def test_unknown_tasks_and_outputs_of_another_type_are_decided_alike() -> None:
     assert state.status.value == "compensated"
     result = replay(saga.definition, history, state)
     assert result.same, result.differences
+
+
+@pytest.mark.parametrize("beats", [1, 3])
+@pytest.mark.parametrize("ending", [Accepted(), Succeeded(output=1)])
+def test_a_time_out_that_signs_of_life_have_put_off_is_no_difference(
+    beats: int, ending: Outcome
+) -> None:
+    """They are not in the history: beside another branch, accepted afterwards, and in the end over."""
+    soon = timedelta(seconds=30)
+    saga = builders.saga(
+        builders.step("a", timeout=soon, retry=Retry(attempts=1)),
+        builders.step("b", after=(), timeout=timedelta(hours=1)),
+    )
+    run = builders.Run(saga.definition)
+    times = [run.now] * len(run.events)
+
+    def tell(message: Message, after: timedelta = soon * 0.9) -> None:
+        run.wait(after)
+        run.tell(message)
+        times.extend([run.now] * len(run.last.events))
+
+    alive = Heartbeat(step="a", direction="action", attempt=1)
+    for _ in range(beats):
+        tell(alive)
+    reply = Reply(
+        saga_id=run.known.saga_id, step="b", direction="action", attempt=1, outcome=ending
+    )
+    tell(reply)
+    tell(Tick(), timedelta(seconds=1))
+    tell(msgspec.structs.replace(reply, step="a", outcome=Accepted()), timedelta(0))
+    tell(Tick(), soon)
+    assert run.known.step("a").phase.value in {"failed", "undoing"}
+    history = [
+        Recorded(sequence=number, at=at, event=event)
+        for number, (at, event) in enumerate(zip(times, run.events, strict=True), 1)
+    ]
+    result = replay(saga.definition, history, run.known)
+    assert result.same, result.differences
+    early = [
+        msgspec.structs.replace(one, at=one.at - soon)
+        if isinstance(one.event, StepTimedOut)
+        else one
+        for one in history
+    ]
+    assert not replay(saga.definition, early).same  # nobody put that off
 
 
 def test_a_saga_that_was_undone_for_an_unknown_task_would_be_stuck_today() -> None:
