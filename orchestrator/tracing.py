@@ -6,6 +6,7 @@ confirmed, the store remembers that they are due.
 """
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -74,7 +75,13 @@ class SagaTracing:
         self._awaited: OrderedDict[tuple[str, str, datetime], tuple[str, datetime]] = OrderedDict()
         self._exported: dict[str, datetime] = {}
         self._lock = threading.Lock()
-        self.close = outlet.on_exported(self._arrived)
+        # Whoever is dropped without a close is told no more, and kept alive by nobody.
+        self._told = weakref.finalize(self, outlet.on_exported(_weak(self._arrived)))
+        self._told.atexit = False
+
+    def close(self) -> None:
+        """Listen no longer to what has arrived."""
+        self._told()
 
     def begin(self, request: StartRequest) -> Trace:
         """Trace context of a new saga: the caller's trace continued, or a new one.
@@ -189,3 +196,15 @@ class SagaTracing:
                 if exported is not None:
                     saga_id, due_at = exported
                     self._exported[saga_id] = due_at
+
+
+def _weak(tell: Callable[[Sequence[ExportedSpan]], None]) -> Callable[..., None]:
+    """The same method, which keeps its object no longer alive than others do."""
+    method = weakref.WeakMethod(tell)
+
+    def tell_if_there(spans: Sequence[ExportedSpan]) -> None:
+        found = method()
+        if found is not None:
+            found(spans)
+
+    return tell_if_there

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from tests.order import turn_of
 from tests.servers.process import servers_required
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.alone", "tests.servers.fixtures"]
 
 # Machines stall now and then: a slow example is no finding, pytest-timeout catches a hang.
 settings.register_profile("dev", max_examples=50, deadline=None)

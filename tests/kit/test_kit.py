@@ -1,5 +1,6 @@
 """`orchestrator.testing`, used as its users do; docs/testing.md has more of it, which runs too."""
 
+import gc
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -34,6 +35,7 @@ from orchestrator.testing import (
 from orchestrator.testing.coverage import reports
 from orchestrator.testing.examples import example_input
 from shared.errors import ConfigurationError, InputError, SagaError
+from shared.telemetry import setup
 from tests.core.builders import NOTHING_TO_UNDO, Order, Retry, saga, step
 from workers.sdk.outcome import Reject, StepResult
 
@@ -164,6 +166,17 @@ def test_the_clock_moves_by_hand() -> None:
     assert bench.state.step("charge-payment").attempt == 5
     assert bench.run() is Status.COMPENSATED
     assert any(line["event"] == "step.timed_out" for line in bench.log)
+
+
+def test_a_run_that_is_over_leaves_nothing_behind() -> None:
+    """Each was told of every exported span, and kept for it with its whole store, to the end of the process."""
+    given(PLACE_ORDER, order_id="o-1").expect("completed")
+    gc.collect()
+    before = len(setup._process.callbacks)
+    for number in range(3):
+        given(PLACE_ORDER, order_id=f"o-{number}").expect("completed")
+    gc.collect()
+    assert before == len(setup._process.callbacks)
 
 
 def test_the_log_is_kept_however_structlog_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:

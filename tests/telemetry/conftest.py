@@ -1,6 +1,5 @@
 """Fixtures for the tests of telemetry."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -9,11 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.telemetry import logs, propagation, redaction, setup
+from shared.telemetry import logs, setup
 from shared.telemetry.config import TracingConfig, tracing_config
 from shared.telemetry.outlet import THREAD_NAME
-from shared.telemetry.propagation import Propagation
-from shared.telemetry.redaction import Redaction
 from tests.servers.otlp import OtlpReceiver, otlp, otlp_grpc, otlp_http
 from tests.waiting import wait_until
 
@@ -36,8 +33,6 @@ def start_tracing(tmp_path: Path) -> Iterator[StartTracing]:
 
     assert setup._process.config is None, "another test left traces on"
     yield start
-    redaction.configure(Redaction())
-    propagation.configure(Propagation())
     setup.shutdown(timedelta(seconds=5))
     wait_until(lambda: not outlet_threads(), what="the exporter's thread to end")
 
@@ -50,8 +45,6 @@ def outlet_threads() -> list[str]:
 @pytest.fixture
 def lines(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, object]]]]:
     """Send the logs of this process to a file; call it for the lines so far."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     logs.configure("test-service", level="INFO", log_dir=tmp_path)
     path = tmp_path / "test-service.jsonl"
 
@@ -62,11 +55,4 @@ def lines(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, object]]]]:
         ]
 
     yield read
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    for handler in handlers:
-        root.addHandler(handler)
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
     logs._tasks.clear()

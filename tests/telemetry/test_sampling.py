@@ -207,10 +207,14 @@ def test_a_process_that_stopped_with_the_lock_blocks_nobody(state: Path) -> None
 
 
 def test_real_processes_share_the_target(state: Path) -> None:
-    """Commands that live for a moment and forked children count in one file."""
+    """Commands that live for a moment and forked children count in one file.
+
+    As long as it takes: a process that loses the CPU with the lock in its hand makes others miscount.
+    """
     code = (
         "import sys; from pathlib import Path; from random import Random\n"
-        "from shared.telemetry.sampling import Adaptive\n"
+        "from shared.telemetry import sampling; from shared.telemetry.sampling import Adaptive\n"
+        "sampling._LOCK_TRIES_MAX = sys.maxsize\n"
         "adaptive = Adaptive(50, Path(sys.argv[1]), lambda: 1000.0); random = Random()\n"
         "print(sum(adaptive.decide(random.getrandbits(128), 'a') for _ in range(200)))"
     )

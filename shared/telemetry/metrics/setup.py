@@ -127,6 +127,7 @@ class _Process:
             self._server = None
         if self._children is not None and self._folder is None:
             self._children.close()
+            os.environ.pop(_FOLDER_VARIABLE, None)
         self._children = None
         self.url = ""
         REGISTRY.stop()
