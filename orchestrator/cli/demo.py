@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from orchestrator.cli import output, session
-from orchestrator.cli.dev import TICK_S, Stopping, participants
+from orchestrator.cli.dev import TICK_S, participants
 from orchestrator.cli.lock import LOCK_FILE, locked
 from orchestrator.cli.look import spans_of, trace_head
 from orchestrator.cli.options import Json
+from orchestrator.cli.stopping import Stopping
 from shared.clock import monotonic, pause, utc_now
 from shared.errors import SagaError
 

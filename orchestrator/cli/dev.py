@@ -1,13 +1,13 @@
 """`saga dev`: everything in one terminal."""
 
-import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from orchestrator.cli import output, session
 from orchestrator.cli.options import Json
+from orchestrator.cli.stopping import Stopping
 from shared.clock import monotonic, pause
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.1
 SLOW_AFTER_S: Final = 20.0
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def dev(
@@ -62,27 +60,6 @@ def participants(app: str, queues: str, configured: "Settings") -> "Participants
     asked = [queue.strip() for queue in queues.split(",") if queue.strip()]
     needed = [queue for saga in sagas for queue in saga.definition.queues]
     return Participants(app, list(dict.fromkeys(asked or needed)))
-
-
-class Stopping:
-    """Whether somebody asked for an end; the second time they get it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: list[Any] = []
-
-    def __enter__(self) -> Self:
-        self._before = [signal.signal(number, self._ask) for number in _SIGNALS]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in zip(_SIGNALS, self._before, strict=True):
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def _introduce(stack: "Stack", *, as_json: bool) -> None:

@@ -7,7 +7,8 @@ import typer
 from orchestrator.cli import output, session
 from orchestrator.cli.given_input import read_input
 from orchestrator.cli.options import Json, SagaId, user
-from orchestrator.cli.start import note_unpublished, tell, wait_for
+from orchestrator.cli.start import INTERRUPTED, note_unpublished, tell, wait_for
+from orchestrator.cli.stopping import told_first
 
 if TYPE_CHECKING:
     from orchestrator.core.forking import ForkPlan
@@ -53,21 +54,23 @@ def fork(
     with session.acting() as client:
         from orchestrator.reports import fork_report
 
-        forked = client.fork(
-            saga_id,
-            from_step,
-            input=value,
-            key=key,
-            reason=reason,
-            by=user(),
-            dry_run=dry_run,
-        )
-        note_unpublished(forked)
-        said = fork_report(saga_id, from_step, forked)
-        if not wait:
-            _tell(forked, said, as_json=as_json)
-            return
-        code = wait_for(client, forked, timeout, said, as_json=as_json)
+        with told_first() as stopping:
+            forked = client.fork(
+                saga_id,
+                from_step,
+                input=value,
+                key=key,
+                reason=reason,
+                by=user(),
+                dry_run=dry_run,
+            )
+            note_unpublished(forked)
+            said = fork_report(saga_id, from_step, forked)
+            if not wait:
+                _tell(forked, said, as_json=as_json)
+        code = INTERRUPTED if stopping.asked else 0
+        if wait:
+            code = wait_for(client, forked, timeout, said, stopping, as_json=as_json)
     raise typer.Exit(code)
 
 

@@ -11,6 +11,9 @@ from shared.errors import ConfigurationError
 
 SERVICE: Final = "saga-http"
 
+BACKLOG: Final = 2048
+"""Connections that wait to be accepted, as uvicorn has it."""
+
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -59,11 +62,15 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound; uvicorn would end the process, and say why in the log alone."""
+    """A socket that can be connected to, as soon as its address is printed.
+
+    uvicorn would begin to listen a moment later, or end the process and say why in the log alone.
+    """
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
+        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise ConfigurationError(

@@ -9,6 +9,7 @@ import typer
 from orchestrator.cli import output, session
 from orchestrator.cli.given_input import read_input
 from orchestrator.cli.options import Json
+from orchestrator.cli.stopping import Stopping, told_first
 from orchestrator.cli.times import given_moment
 from shared.clock import monotonic, pause, utc_now
 from shared.errors import UnavailableError
@@ -65,12 +66,14 @@ def start(
     with session.acting() as client:
         from orchestrator.reports import start_report
 
-        started = _started(client, name, value, key, not_before)
-        if not wait:
-            _tell(started, as_json=as_json)
-            return
-        said = start_report(started)
-        code = wait_for(client, started, timeout, said, as_json=as_json)
+        with told_first() as stopping:
+            started = _started(client, name, value, key, not_before)
+            said = start_report(started)
+            if not wait:
+                _tell(started, as_json=as_json)
+        code = INTERRUPTED if stopping.asked else 0
+        if wait:
+            code = wait_for(client, started, timeout, said, stopping, as_json=as_json)
     raise typer.Exit(code)
 
 
@@ -139,6 +142,7 @@ def wait_for(
     started: "Started | Forked",
     timeout: float | None,
     said: dict[str, Any],
+    stopping: Stopping,
     *,
     as_json: bool,
 ) -> int:
@@ -149,6 +153,7 @@ def wait_for(
         started: The saga.
         timeout: Longest wait in seconds; None waits without end.
         said: What JSON says of it beside its outcome.
+        stopping: Whether somebody has given up before the wait began.
         as_json: Print JSON.
 
     Returns:
@@ -156,9 +161,10 @@ def wait_for(
     """
     saga_id = started.row.saga_id
     live = output.is_terminal() and not as_json
-    interrupted = False
+    interrupted = stopping.asked
     try:
-        _wait_patiently(client, saga_id, timeout, live=live)
+        if not interrupted:
+            _wait_patiently(client, saga_id, timeout, live=live)
     except KeyboardInterrupt:
         interrupted = True
     view = client.view(saga_id)

@@ -1,5 +1,6 @@
 """The HTTP API, over a store and a broker in memory; and once as a real process."""
 
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.catalog import Catalog
+from orchestrator.cli.serve import _listening
 from orchestrator.client import Client
 from orchestrator.core.definition import Saga, Step, WaitFor
 from orchestrator.engine import Engine
@@ -184,3 +186,9 @@ def test_nobody_listens_for_everybody_without_a_token(tmp_path: Any) -> None:
     done = Folder(tmp_path).saga("serve", "--host", "0.0.0.0", "--port", "0")
     assert done.code == 2
     assert "SAGA_HTTP_TOKEN" in done.err
+
+
+def test_who_reads_the_address_can_connect() -> None:
+    """It was printed a moment before anybody listened there: a script that was quick was refused."""
+    with _listening("127.0.0.1", 0) as listening:
+        socket.create_connection(listening.getsockname(), timeout=5).close()
