@@ -749,6 +749,7 @@ class StoreContract:
             "started_at": T0,
             "updated_at": T0 + seconds(1),
             "wake_at": T0,
+            "unreadable": "",
         }
 
     def test_sagas_are_counted_by_status(self, store: Store) -> None:
