@@ -9,6 +9,7 @@ from orchestrator.core.bounds import bounds_problems
 from orchestrator.core.definition import Definition, NothingToUndo, Saga, SubSaga, reachable
 from orchestrator.core.eventing import event_of
 from orchestrator.core.limits import Bounds
+from orchestrator.core.schema import required
 from orchestrator.ports import Store
 from shared.errors import DefinitionError, UnknownSaga
 from shared.guessing import guess, listed
@@ -62,6 +63,14 @@ class Catalog:
                 raise DefinitionError(
                     f"{where} {step.name!r}: there is no saga named {name!r}.",
                     hint=guess(name, self._sagas) or "Define it, too.",
+                )
+            returned = {one.name for one in sub_saga.definition.steps}
+            lacks = [one for one in required(step.output_schema or {}) if one not in returned]
+            if lacks:
+                raise DefinitionError(
+                    f"{where} {step.name!r}: its output has to have {', '.join(map(repr, lacks))}, "
+                    f"and the saga {name!r} has no such step.",
+                    hint=guess(lacks[0], returned) or listed(returned),
                 )
             pivot = sub_saga.definition.pivot
             stays = isinstance(step.compensation, NothingToUndo) or step.pivot

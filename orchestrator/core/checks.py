@@ -16,7 +16,7 @@ from orchestrator.core.eventing import eventing_problems
 from orchestrator.core.graph_checks import graph_problems
 from orchestrator.core.limits import limit_problems
 from orchestrator.core.references import Input, Item, Literal, Output, references_in
-from orchestrator.core.schema import unchecked
+from orchestrator.core.schema import mismatch, unchecked
 from shared import codec
 from shared.backoff import Backoff
 from shared.errors import DecodeError
@@ -155,15 +155,21 @@ def _output_type_problems(step: Step) -> list[str]:
         return []
     if not _is_struct_type(step.output):
         return [f"output is {step.output!r}; it must be a subclass of msgspec.Struct"]
-    if not isinstance(step.action, str):
-        return ["it calls no task and has an output=; leave it out"]
+    if isinstance(step.action, Sleep):
+        return ["it sleeps, which returns nothing, and has an output=; leave it out"]
     try:
         schema = msgspec.json.schema(step.output)
     except TypeError as error:
         reason = str(error).strip().splitlines()[-1]
         return [f"output {step.output!r} has no JSON form: {reason}"]
     words = ", ".join(sorted(set(unchecked(schema))))
-    return [f"output {step.output!r} says {words}, which cannot be checked"] if words else []
+    if words:
+        return [f"output {step.output!r} says {words}, which cannot be checked"]
+    wait = step.action
+    if isinstance(wait, WaitFor) and wait.otherwise == "default":
+        problem = mismatch(schema, wait.default)
+        return [f"default is no {step.output.__name__}: {problem}"] if problem else []
+    return []
 
 
 def _is_struct_type(value: object) -> TypeGuard[type[msgspec.Struct]]:

@@ -130,9 +130,10 @@ class Step(msgspec.Struct, frozen=True):
         after: Names of the steps that must have succeeded; None means the step before this one.
         payload: Keyword arguments of the action as literals and references; None means the saga's
             input, field by field.
-        output: Type of what the action returns, for each item where there is an `each`; None means
-            anything. References into it are checked when the saga is built, and what comes is
-            checked when it comes: an output of another form has failed, and is undone.
+        output: Type of what the action returns, for each item where there is an `each`; of a wait
+            the data of its signal, of a saga the outputs of its steps by name; None means anything.
+            References into it are checked when the saga is built, and what comes is checked when
+            it comes: an output of another form has failed, and is undone; a signal is refused.
     """
 
     name: str

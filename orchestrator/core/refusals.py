@@ -26,6 +26,7 @@ from orchestrator.core.outputs import output_problem
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import SagaState
 from orchestrator.core.terms import attempts, irrevocable
+from orchestrator.core.waits import denies
 from shared.messages import Reply, Succeeded
 from shared.tokens import is_proof, proof_of
 
@@ -54,8 +55,11 @@ def why_not(  # noqa: C901, PLR0912 - one case for each message
             if name not in known:
                 but = f", but for {', '.join(map(repr, known))}" if known else ", and for no other"
                 return f"Saga {state.name!r} waits for no signal {name!r}{but}."
-            late = state.status.final and name not in state.signals
-            return f"The saga is {state.status} already." if late else ""
+            if name in state.signals:
+                return ""
+            if state.status.final:
+                return f"The saga is {state.status} already."
+            return _wrong_signal(definition, message)
         case Cancel():
             if state.status.final:
                 return f"The saga is {state.status} already."
@@ -87,6 +91,17 @@ def _wrong_output(definition: Definition, reply: Reply) -> str:
     if reply.direction == "compensation" or not isinstance(reply.outcome, Succeeded):
         return ""
     return output_problem(definition.by_name[reply.step], reply.outcome.output)
+
+
+def _wrong_signal(definition: Definition, signal: Signal) -> str:
+    """Whoever sends a signal can be told, and the saga waits on; what denies an approval is no output."""
+    for planned in definition.steps:
+        wait = planned.action
+        if isinstance(wait, WaitFor) and wait.signal == signal.name:
+            problem = "" if denies(wait, signal.data) else output_problem(planned, signal.data)
+            if problem:
+                return problem
+    return ""
 
 
 def _proof_of(state: SagaState, reply: Reply) -> str:

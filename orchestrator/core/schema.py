@@ -65,6 +65,12 @@ def unchecked(schema: Schema) -> Iterator[str]:
         yield from unchecked(schema.get(name, True))
 
 
+def required(schema: Schema) -> tuple[str, ...]:
+    """The fields that a value has to have."""
+    found = _resolved(schema, schema)
+    return () if isinstance(found, bool) else tuple(found.get("required", ()))
+
+
 def mismatch(schema: Schema, value: Any) -> str:
     """The first thing in a value that does not fit, with where it is; empty where all of it does.
 

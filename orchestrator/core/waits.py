@@ -61,10 +61,15 @@ def ended(
             assert_never(wait)
 
 
-def _signalled(planned: PlannedStep, wait: WaitFor, data: Any) -> WaitEnded:
+def denies(wait: WaitFor, data: Any) -> bool:
+    """Whether an approval is asked for, and the data of its signal do not give it."""
     said = data if isinstance(data, Mapping) else {}
-    if wait.approval and said.get("approved") is not True:
-        comment = said.get("comment")
+    return wait.approval and said.get("approved") is not True
+
+
+def _signalled(planned: PlannedStep, wait: WaitFor, data: Any) -> WaitEnded:
+    if denies(wait, data):
+        comment = data.get("comment") if isinstance(data, Mapping) else None
         text = comment if isinstance(comment, str) else f"Signal {wait.signal!r} did not approve."
         return _rejected(planned, NOT_APPROVED, text)
     return _succeeded(planned, data)

@@ -18,7 +18,7 @@ from orchestrator.engine import Engine
 from orchestrator.ports import Change, DeadLetter, SagaSummary
 from orchestrator.store.memory import MemoryStore
 from orchestrator.testing.answers import Answer
-from orchestrator.testing.examples import example_input, example_outputs
+from orchestrator.testing.examples import example_input, example_outputs, example_signals
 from orchestrator.testing.participants import Function, Participants
 from orchestrator.tracing import SagaTracing
 from orchestrator.transport.memory import MemoryBroker, MemoryTransport
@@ -51,7 +51,7 @@ class Bench:
         also: Other definitions that it may start.
         at: When it starts.
         signals: What the signals say that steps wait for, by name; `run` sends them. By default
-            approvals are given, and other signals come without data. None sends nothing.
+            approvals are given, and other signals come without data, or with what fits their type. None sends nothing.
 
     Attributes:
         now: The time.
@@ -80,7 +80,7 @@ class Bench:
         self.participants = Participants(made_up, participants)
         self.waiting: list[Command] = []
         self.log: list[dict[str, Any]] = []
-        self._signals = signals if signals is not None else usual_signals(self.definition)
+        self._signals = signals if signals is not None else example_signals(self.definition)
         self._late: list[tuple[datetime, int, Reply]] = []
         self._number = 0
         self._nested = bool(also)
@@ -306,13 +306,3 @@ class Bench:
     def _note(self, changes: Iterable[Change], letters: Iterable[DeadLetter]) -> None:
         for level, event, fields in journal.lines(changes, letters):
             self.log.append({"event": event, "log_level": level, **fields})
-
-
-def usual_signals(definition: Definition) -> dict[str, Any]:
-    """What the signals say where nobody says otherwise: approvals are given."""
-    works = [planned.action for planned in definition.steps]
-    return {
-        work.signal: {"approved": True} if work.approval else None
-        for work in works
-        if isinstance(work, WaitFor)
-    }

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator.core.definition import Definition, Output, Saga, Sleep
+from orchestrator.core.definition import Definition, Output, Saga, Sleep, WaitFor
 from orchestrator.core.schema import inside
 from shared.errors import InputError
 
@@ -44,6 +44,20 @@ def example_outputs(definition: Definition) -> dict[str, Any]:
                 continue
             _put(outputs, reference, LONG_AGO if times else f"{reference.step}.{reference.path}")
     return outputs
+
+
+def example_signals(definition: Definition) -> dict[str, Any]:
+    """What the signals say that steps wait for: approvals are given, and what has a type fits it."""
+    said: dict[str, Any] = {}
+    for planned in definition.steps:
+        wait = planned.action
+        if not isinstance(wait, WaitFor):
+            continue
+        known = said.get(wait.signal) or {}
+        if planned.output_schema:
+            known = {**_output(planned.output_schema), **known}
+        said[wait.signal] = {**known, "approved": True} if wait.approval else known or None
+    return said
 
 
 def _output(schema: dict[str, Any] | None) -> Any:

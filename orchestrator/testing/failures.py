@@ -27,8 +27,9 @@ from orchestrator.testing.answers import (
     times_out,
     twice,
 )
-from orchestrator.testing.bench import Bench, usual_signals
+from orchestrator.testing.bench import Bench
 from orchestrator.testing.coverage import NONE, NOTHING, Coverage, StepCoverage, reports
+from orchestrator.testing.examples import example_signals
 from orchestrator.testing.participants import Function
 from orchestrator.testing.scenario import told
 from shared.errors import NotAllowed
@@ -246,7 +247,7 @@ def _repeat(bench: Bench) -> None:
 def _signals(
     definition: Definition, given: Mapping[str, Any] | None, trial: Trial
 ) -> Mapping[str, Any]:
-    signals = {**(usual_signals(definition) if given is None else given)}
+    signals = {**(example_signals(definition) if given is None else given)}
     for name, data in trial.signals:
         if data is None:
             signals.pop(name, None)

@@ -12,13 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.definition import Definition, Input, Item, Output, Saga, Sleep, Step
+from orchestrator.catalog import Catalog
+from orchestrator.core.definition import (
+    Definition,
+    Input,
+    Item,
+    Output,
+    Retry,
+    Saga,
+    Sleep,
+    Step,
+    SubSaga,
+    WaitFor,
+)
 from orchestrator.core.event_terms import Publish
 from orchestrator.core.eventing import succeeded as succeeds
-from orchestrator.core.messages import Complete, Skip
+from orchestrator.core.messages import Complete, Signal, Skip
 from orchestrator.core.outputs import INVALID_OUTPUT
 from orchestrator.core.references import exists, gt
 from orchestrator.core.schema import mismatch, unchecked
+from orchestrator.core.state import Phase, Status
 from orchestrator.store import rows
 from orchestrator.store.definitions import check_same
 from shared.bus import Event
@@ -40,6 +53,8 @@ from tests.core.builders import (
     step,
     succeeded,
 )
+
+HOUR = timedelta(hours=1)
 
 
 class Card(msgspec.Struct):
@@ -187,6 +202,12 @@ def charged(*more: Step, **options: Any) -> Definition:
     return saga(step("a"), step("b", output=Charge, **options), *more).definition
 
 
+def heard(*more: Step, approval: bool = False, **options: Any) -> Definition:
+    """A saga whose second step waits for a signal with a type, and undoes the first one without."""
+    wait = WaitFor("charged", approval=approval, **options)
+    return saga(step("a"), Step("w", wait, timeout=HOUR, output=Charge), *more).definition
+
+
 # When it is built -----------------------------------------------------------------------------
 
 
@@ -246,7 +267,22 @@ def test_a_path_into_an_output_type_is_taken(reference: Output) -> None:
         ),
         (
             lambda: saga(Step("w", Sleep(timedelta(1)), output=Charge)),
-            "it calls no task and has an output=; leave it out",
+            "it sleeps, which returns nothing, and has an output=; leave it out",
+        ),
+        (
+            lambda: heard(step("c", payload={"x": Output("w", "idd")})),
+            "payload 'x' is Output('w', 'idd'), but its output has id, cents",
+        ),
+        (
+            lambda: saga(
+                Step("s", SubSaga("other"), output=Charge),
+                step("c", payload={"x": Output("s", "idd")}),
+            ),
+            "payload 'x' is Output('s', 'idd'), but its output has id, cents",
+        ),
+        (
+            lambda: heard(otherwise="default", default={"id": "c"}),
+            "default is no Charge: cents: missing",
         ),
     ],
 )
@@ -478,3 +514,73 @@ def test_each_limit_of_a_type_is_checked_up_to_its_edge(
     """With what is wanted."""
     assert mismatch(schema, fits) == ""
     assert words in mismatch(schema, does_not)
+
+
+# Signals, and sagas as steps ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_signal_of_another_type_is_refused_and_the_step_waits_on(*, early: bool) -> None:
+    """Whoever sends it is told the field; before the step waits, too. The first that fits counts."""
+    run = Run(heard(step("c", payload={"x": Output("w", "id")})))
+    if not early:
+        run.tell(succeeded("a"))
+    refused = run.tell(Signal(name="charged", data=WRONG)).refused
+    assert (
+        refused
+        == "The output of step 'w' is no Charge: cents: a whole number is wanted, not a text."
+    )
+    assert "charged" not in run.known.signals
+    run.tell(Signal(name="charged", data=RIGHT))
+    assert run.tell(Signal(name="charged", data=WRONG)).refused == ""  # late: it changes nothing
+    if early:
+        run.tell(succeeded("a"))
+    assert run.known.step("w").output == RIGHT
+    assert run.known.step("c").phase is Phase.RUNNING
+
+
+def test_what_denies_an_approval_needs_no_type() -> None:
+    """It is no output; what approves is one."""
+    approves = {**RIGHT, "approved": True}
+    run = Run(heard(approval=True), succeeded("a"))
+    assert "cents" in run.tell(Signal(name="charged", data={"approved": True, "id": "c"})).refused
+    run.tell(Signal(name="charged", data={"approved": False, "comment": "no"}))
+    assert run.known.step("w").phase is Phase.REJECTED
+    other = Run(heard(approval=True), succeeded("a"), Signal(name="charged", data=approves))
+    assert other.known.step("w").output == approves
+
+
+def test_a_wait_is_skipped_with_what_fits_alone() -> None:
+    """As any other step."""
+    run = Run(heard(), succeeded("a"))
+    assert "cents" in run.tell(Skip(step="w", output=WRONG)).refused
+
+
+def test_a_saga_as_a_step_has_failed_where_it_returns_something_else() -> None:
+    """It is done, so it is undone; not tried again, whatever its policy."""
+    sub_saga = Step("s", SubSaga("other"), output=Charge, retry=Retry(attempts=3))
+    run = Run(saga(step("a"), sub_saga).definition, succeeded("a"), succeeded("s", output=WRONG))
+    s = run.known.step("s")
+    assert s.failure is not None
+    assert (s.failure.kind, s.phase) == ("InvalidOutput", Phase.UNDOING)
+    assert "no Charge: cents: a whole number" in s.failure.message
+    run.tell(succeeded("s", 1, "compensation"), succeeded("a", 1, "compensation"))
+    assert run.known.status is Status.COMPENSATED
+
+
+def test_a_type_asks_a_saga_for_no_step_that_it_does_not_have() -> None:
+    """Said when the definitions are loaded, with what was meant."""
+
+    class Rooms(msgspec.Struct):
+        room: dict[str, str]
+
+    class Wrong(msgspec.Struct):
+        rooom: dict[str, str]
+
+    hotel = Saga(name="hotel", version=1, input=Order, steps=(step("room"),))
+    Catalog([hotel, saga(Step("s", SubSaga("hotel"), output=Rooms))])
+    with pytest.raises(
+        DefinitionError, match="'rooom', and the saga 'hotel' has no such step"
+    ) as no:
+        Catalog([hotel, saga(Step("s", SubSaga("hotel"), output=Wrong))])
+    assert "Did you mean room?" in str(no.value)

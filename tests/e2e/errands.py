@@ -35,6 +35,12 @@ class Errand(msgspec.Struct, frozen=True):
     to: str = "ada"
 
 
+class Parcel(msgspec.Struct, frozen=True):
+    """What the signal has to say."""
+
+    weight: int
+
+
 class Pile(msgspec.Struct, frozen=True):
     """What is to be done many times."""
 
@@ -81,7 +87,7 @@ ERRAND = Saga(
             payload={"way": Item()},
             completes_within=timedelta(minutes=1),
         ),
-        Step("parcel", WaitFor("parcel"), timeout=timedelta(minutes=1)),
+        Step("parcel", WaitFor("parcel"), timeout=timedelta(minutes=1), output=Parcel),
         Step("confirm", "errand.note", payload={}, pivot=True),
         Step(
             "mail",

@@ -282,6 +282,8 @@ def test_what_is_retrying_is_found_explained_and_tried_now(dev: Dev) -> None:
 def stuck(dev: Dev) -> str:
     """An errand whose mail cannot be sent, past its pivot."""
     saga_id = start(dev, "errand", to="")
+    refused = dev.saga("signal", saga_id, "parcel", "--data", '{"weight": "heavy"}')
+    assert "is no Parcel: weight: a whole number is wanted" in refused.err
     dev.saga("signal", saga_id, "parcel", "--data", '{"weight": 3}')
     shown = await_end(dev, saga_id, "stuck")
     assert (shown["error"]["step"], shown["error"]["kind"]) == ("mail", "NoAddress")

@@ -17,6 +17,7 @@ from orchestrator.core.definition import (
     Output,
     Saga,
     Sleep,
+    Step,
     SubSaga,
     WaitFor,
 )
@@ -418,3 +419,22 @@ def test_an_undo_in_the_wrong_order_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert ["undone in the wrong order: a, b"] == [
         *testing.failures._problems(bench, may_be_stuck=None)
     ]
+
+
+class Verdict(msgspec.Struct):
+    """What a signal has to say."""
+
+    grade: str
+    points: int
+
+
+@pytest.mark.parametrize("approval", [False, True])
+def test_a_signal_that_has_a_type_says_what_fits_it(*, approval: bool) -> None:
+    """Unless the test gives its own; then that has to fit."""
+    wait = WaitFor("verdict", approval=approval)
+    judged = saga(Step("judge", wait, timeout=timedelta(hours=1), output=Verdict))
+    run = given(judged).run()
+    assert run.state.status is Status.COMPLETED
+    assert msgspec.convert(run.state.step("judge").output, Verdict).points == 1
+    with pytest.raises(SagaError, match="is no Verdict: points: missing"):
+        given(judged).signals(verdict={"approved": True, "grade": "A"}).run()
