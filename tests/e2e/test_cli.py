@@ -304,10 +304,8 @@ def test_operators_act_on_one_saga_and_on_all_that_fit(dev: Dev) -> None:
     wait_until(lambda: len(dev.saga("list", *at_it, "--json").json) == 2, timeout=20)
     # Ids of one hour share their first characters.
     assert "The ids of several sagas begin with" in dev.saga("show", ids[0][:6]).err
-    explained = dev.saga("explain", ids[0][:30])
+    explained = dev.saga("explain", ids[0][:30], "--no-ask")
     assert "Undoing step 'charge-payment' gave up after RefundRefused" in explained.out
-    assert "No worker" not in explained.out
-    assert "No orchestrator" not in explained.out
     # What would follow; nothing is done, and nothing without being asked twice.
     looked = dev.saga("retry", *at_it, "--reason", "test", "--dry-run", "--json").json
     assert {one["saga_id"] for one in looked} == {*ids}
@@ -316,6 +314,9 @@ def test_operators_act_on_one_saga_and_on_all_that_fit(dev: Dev) -> None:
     assert dev.saga("retry", "--reason", "test").code == 2
     assert dev.saga("retry", ids[0], "--reason", " ", "--json").error["type"] == "InputError"
     assert dev.saga("resume", ids[0], "--reason", "test", "--json").error["type"] == "NotAllowed"
+    with dev.session() as session:
+        session.play(OPERATING, "Act")
+    wait_until(lambda: len(dev.saga("list", *at_it, "--json").json) == 1, timeout=20)
     # Undone by hand at the bank: the saga goes on undoing the rest.
     done = dev.saga("skip", *at_it, "--reason", "refunded by hand", "--yes", "--json").json
     assert {one["status"] for one in done} == {"compensating"}
