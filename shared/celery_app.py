@@ -1,4 +1,4 @@
-"""The Celery app of either side, with the settings that keep its promises (DESIGN.md, section 5).
+"""The Celery app of either side, with the settings that keep its promises.
 
 Importing a module that makes an app asks for nothing: the broker is looked up when the app's
 configuration is first read.

@@ -135,7 +135,6 @@ class PrivateRedis:
         """
         self.directory = directory
         self._program = program
-        self._wanted_port = port
         self._port: int | None = port
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -1,7 +1,7 @@
 """The wire contract's names: queues, tasks and headers. They stand here and nowhere else.
 
 Every saga header begins with ``saga_``: custom Celery headers share one namespace with the
-protocol's own, and a header called ``id`` would overwrite the task id (FACTS.md, L13).
+protocol's own, and a header called ``id`` would overwrite the task id.
 """
 
 from typing import Final

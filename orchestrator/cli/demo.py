@@ -46,8 +46,6 @@ _SPANS_WITHIN_S: Final = 4.0
 _REDELIVERY_AFTER: Final = timedelta(seconds=2)
 """Short, to be watched: the steps of the example take a second at most."""
 
-Advance = Callable[[], "Sequence[LogLine]"]
-
 
 def demo(
     home: Annotated[

@@ -12,8 +12,6 @@ import typer
 
 from shared.errors import SagaError
 
-WRONG_USE: Final = 2
-
 _CLICK_EXCEPTION: Final = typer.BadParameter.__mro__[2]
 """``ClickException`` of the click that typer uses: newer versions carry their own copy."""
 

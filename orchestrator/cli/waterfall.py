@@ -23,12 +23,10 @@ class Row(NamedTuple):
 
     Attributes:
         prefix: The branches that lead to it.
-        orphan: Its parent is in another process's trace, or was not found.
     """
 
     prefix: str
     span: Span
-    orphan: bool
 
 
 def tree(spans: Sequence[Span]) -> list[Row]:
@@ -46,7 +44,7 @@ def tree(spans: Sequence[Span]) -> list[Row]:
     for root in children.get(None, ()):
         rows += _branch(root, children, "", "", seen)
     # Two spans that claim to be each other's parent would be lost otherwise.
-    rows += [Row("", span, orphan=True) for span in spans if span.span_id not in seen]
+    rows += [Row("", span) for span in spans if span.span_id not in seen]
     return rows
 
 
@@ -83,7 +81,7 @@ def _branch(
     if span.span_id in seen:
         return
     seen.add(span.span_id)
-    yield Row(prefix, span, orphan=not prefix and span.parent_span_id is not None)
+    yield Row(prefix, span)
     under = children.get(span.span_id, ())
     for child in under:
         last = child is under[-1]

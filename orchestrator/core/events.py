@@ -14,7 +14,7 @@ from shared.messages import Execution, Failure, Parent
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Trace context of a saga: stored, never taken from what happens to be current (FACTS.md, L6).
+    """Trace context of a saga: stored, never taken from what happens to be current.
 
     Attributes:
         trace_id: 32 hexadecimal digits.

@@ -63,11 +63,6 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int | None = None
     rate: str = ""
 
-    @property
-    def unlimited(self) -> bool:
-        """Whether it limits nothing."""
-        return self.in_flight is None and not self.rate
-
     @override
     def __str__(self) -> str:
         """In words, for people."""

@@ -14,7 +14,7 @@ about *what follows* is written once, whatever message made it true:
     paused                  facts are taken, and nothing follows from them until it is resumed
     no room                 a limit that sagas share is reached: what would begin waits for it
 
-Three rules decide the hard cases (DESIGN.md, section 4):
+Three rules decide the hard cases:
 
 * A success counts from whichever attempt it comes: its effect is real. A failure or a rejection
   counts for the current attempt only.

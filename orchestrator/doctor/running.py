@@ -17,7 +17,6 @@ from shared.names import ORCHESTRATOR_QUEUE
 CHECK: Final = "workers"
 ANSWER_SECONDS: Final = 1.0
 
-_SAGA_TASKS: Final = "saga."
 _NO_HARD_LIMIT: Final = ("solo", "threads", "eventlet")
 """Pools that cannot end a task that hangs; gevent ends one that waits."""
 

@@ -1,7 +1,6 @@
 """``given(...).step(...).expect(...)``: a run as a sentence."""
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Self
 
 from orchestrator.core.definition import Saga
@@ -34,7 +33,6 @@ class Scenario:
         self._scripts: dict[tuple[str, Direction], Sequence[Answer]] = {}
         self._cancels: set[tuple[str, Direction]] = set()
         self._options: dict[str, Any] = {}
-        self._begin_after = timedelta(0)
 
     def step(self, name: str, *answers: Answer) -> Self:
         """Say how the attempts of a step go, from the first one on; the others succeed."""

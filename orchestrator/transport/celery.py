@@ -186,7 +186,7 @@ class CeleryTransport:
         """Of our own, and the same for all orchestrators.
 
         On shared keys the shortest visibility timeout of all apps would count for all of them: the
-        participants' tasks, which take longer, would run twice (FACTS.md, L2).
+        participants' tasks, which take longer, would run twice.
         """
         prefix = self._inbound_queue
         return {

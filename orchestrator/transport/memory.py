@@ -181,11 +181,6 @@ class MemoryBroker:
         self._commands: Queue[Command] = self._queue()
         self._inbound: Queue[InboundMessage] = self._queue()
 
-    @property
-    def elapsed(self) -> timedelta:
-        """Time since the broker began."""
-        return timedelta(seconds=self._clock())
-
     def advance(self, by: timedelta) -> None:
         """Let time pass: delayed messages arrive."""
         self._advanced += by.total_seconds()

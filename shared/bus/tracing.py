@@ -1,8 +1,8 @@
 """The spans of the buses: one for each send, one for each attempt of a handler.
 
-The span of a send is never the current one, so that a publish that fails leaves nothing behind
-(FACTS.md, L6); its context goes into the message's headers. A retry keeps the headers of the first
-attempt: attempts are siblings.
+The span of a send is never the current one, so that a publish that fails leaves nothing behind;
+its context goes into the message's headers. A retry keeps the headers of the first attempt:
+attempts are siblings.
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping

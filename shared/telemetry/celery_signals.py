@@ -126,14 +126,14 @@ class _WorkerTelemetry:
         instrumentor = CeleryInstrumentor()  # type: ignore[no-untyped-call]
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument()
-        # Its half of the publishing: `trace_sending` does it right (FACTS.md, L6 and L7).
+        # Its half of the publishing: `trace_sending` does it right.
         signals.before_task_publish.disconnect(instrumentor._trace_before_publish)  # noqa: SLF001
         signals.after_task_publish.disconnect(instrumentor._trace_after_publish)  # noqa: SLF001
         signals.task_prerun.connect(self.on_prerun, weak=False)
         signals.task_retry.connect(self.on_retry, weak=False)
         signals.task_failure.connect(self.on_failure, weak=False)
         signals.task_postrun.connect(self.on_postrun, weak=False)
-        # A child that is recycled or stopped loses its last spans without this (FACTS.md, L3).
+        # A child that is recycled or stopped loses its last spans without this.
         signals.worker_process_init.connect(_child_started, weak=False)
         signals.worker_process_shutdown.connect(_shutdown, weak=False)
         signals.worker_shutdown.connect(_shutdown, weak=False)

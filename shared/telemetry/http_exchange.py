@@ -235,7 +235,7 @@ def _complain_once() -> None:
 def _outer_instrumentation() -> otel_context.Context | None:
     """The context of somebody else's SERVER span around this request; None where there is none.
 
-    Anything else that is current in a server is no caller: it was left behind (FACTS.md, L6).
+    Anything else that is current in a server is no caller: it was left behind.
     """
     span = trace.get_current_span()
     if span.is_recording() and getattr(span, "kind", None) is trace.SpanKind.SERVER:

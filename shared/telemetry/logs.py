@@ -252,11 +252,6 @@ def remember_task(task_id: str, headers: Mapping[str, Any]) -> None:
             _tasks.popitem(last=False)
 
 
-def forget_task(task_id: str) -> None:
-    """Forget a task that has ended."""
-    _tasks.pop(task_id, None)
-
-
 class _LineHandler(logging.Handler):
     """Hands each line over in one piece."""
 

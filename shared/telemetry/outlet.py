@@ -1,7 +1,7 @@
 """A bounded queue with one thread behind it, which hands items over in batches.
 
 It takes the place of the SDK's ``BatchSpanProcessor``, because telemetry must never harm work: the
-SDK's ``force_flush`` ignores its timeout (FACTS.md, L15), its drops are not counted, each is a log
+SDK's ``force_flush`` ignores its timeout, its drops are not counted, each is a log
 line, and its thread starts at once, before a worker forks. Here every wait has an end, every item
 that is lost is counted, and the thread starts with the first item.
 """

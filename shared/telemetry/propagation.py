@@ -76,7 +76,7 @@ class TraceParent(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         trace_id: 32 lower-case hexadecimal digits, not all zero.
         span_id: 16 lower-case hexadecimal digits, not all zero.
-        flags: 8 bits; newer versions set more than the first (FACTS.md, L16).
+        flags: 8 bits; newer versions set more than the first.
         decided: False where the caller leaves it to others whether the trace is recorded (B3).
     """
 

@@ -2,11 +2,11 @@
 
 It takes the place of the publishing half of opentelemetry-instrumentation-celery, which hangs the
 span between two signals. When the publish fails the second signal never comes, and the span stays
-the current one: the next root span lands in the wrong trace (FACTS.md, L6). For a task that the
-sender does not know, the span ends before the publish (L7). A ``with`` block has neither fault.
+the current one: the next root span lands in the wrong trace. For a task that the
+sender does not know, the span ends before the publish. A ``with`` block has neither fault.
 
 An attempt that a task asks for itself (``self.retry()``) keeps the context that its first attempt
-came with: attempts are siblings, never a staircase (L8).
+came with: attempts are siblings, never a staircase.
 """
 
 from collections.abc import Callable, Mapping

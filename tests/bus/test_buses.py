@@ -216,7 +216,7 @@ def test_a_message_that_does_not_fit_is_kept_with_every_field_named(
 def test_a_handler_that_kills_its_process_is_a_dead_letter_in_the_end(
     app: Celery[Any], running: Worker, order_id: str
 ) -> None:
-    """Three processes are enough (FACTS, L14)."""
+    """Three processes are enough."""
     letter = the_letter(app, CommandBus(app).dispatch(DeadlyOrder(order_id)), timeout=40)
     assert "WorkerLost" == letter.kind
     assert ["dying"] * 3 == running.effects(order_id)

@@ -127,7 +127,7 @@ def check_attributes(spans: dict[str, ReceivedSpan]) -> None:
 def test_a_publish_that_fails_leaves_no_span_behind(
     otlp_http: OtlpReceiver, start_tracing: StartTracing
 ) -> None:
-    """The next root span is a root (FACTS, L6), and the failed one says why."""
+    """The next root span is a root, and the failed one says why."""
     start_tracing(otlp_http)
     with client(f"redis://127.0.0.1:{free_port()}/0") as app:
         app.conf.broker_connection_timeout = 0.1

@@ -97,7 +97,7 @@ def test_a_broker_of_another_kind() -> None:
 def test_the_visibility_timeout_against_the_longest_step(
     visibility_s: int, others: dict[str, float], expected: list[Any]
 ) -> None:
-    """Ours, and that of any worker on the same Redis: the shortest one counts (FACTS, L1 and L2)."""
+    """Ours, and that of any worker on the same Redis: the shortest one counts."""
     longest = timedelta(seconds=30)
     found = list(brokers.check_visibility(timedelta(seconds=visibility_s), longest, STEP, others))
     assert bad(found) == expected

@@ -21,7 +21,7 @@ def test_killed_participant_leaves_its_step_to_the_next(
 ) -> None:
     """A participant dies in an action, or between its work and its reply: no effect twice.
 
-    What it has not exported dies with it (FACTS, L14): the trees are whole all the same, and the
+    What it has not exported dies with it: the trees are whole all the same, and the
     attempt that was cut off has the span of whoever did it in the end.
     """
     fault = f"{point}@payment.charge"

@@ -147,7 +147,7 @@ def test_messages_of_a_killed_orchestrator_come_back_on_the_filesystem(
 def test_what_participants_hold_is_left_alone(
     redis_url: str, redis_server: PrivateRedis, client: Callable[..., Client]
 ) -> None:
-    """The orchestrators' short visibility timeout does not count for a worker's tasks (L2)."""
+    """The orchestrators' short visibility timeout does not count for a worker's tasks."""
     orchestrator = client(redis_url, redelivery_after=timedelta(milliseconds=1))
     orchestrator.transport.publish([command(1)])
     orchestrator.send(1)

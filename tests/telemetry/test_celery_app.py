@@ -65,7 +65,7 @@ def test_delivery_is_durable_and_json_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel"])
 def test_redis_is_asked_for_lost_messages_often(scheme: str, tmp_path: Path) -> None:
-    """Interval times throttle is the real period: kombu's default is 100 s (FACTS, L2)."""
+    """Interval times throttle is the real period: kombu's default is 100 s."""
     options = transport_options(
         f"{scheme}://h/0", settings_in(tmp_path, visibility_timeout=timedelta(seconds=7))
     )

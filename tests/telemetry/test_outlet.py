@@ -132,7 +132,7 @@ def test_what_the_receiver_refuses_is_counted(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize("ending", ["flush", "close"])
 def test_waiting_ends_when_the_receiver_hangs(receiver: Receiver, ending: str) -> None:
-    """Neither a flush nor the end of a process waits longer than it was told to (FACTS, L15)."""
+    """Neither a flush nor the end of a process waits longer than it was told to."""
     receiver.answers.clear()
     outlet = outlet_to(receiver, batch_max=1)
     outlet.put(1)

@@ -30,7 +30,7 @@ def test_a_header_is_read() -> None:
     "flags, sampled", [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)]
 )
 def test_flags_are_bits(flags: str, sampled: bool) -> None:
-    """Only the lowest bit says whether the caller samples (FACTS, L16: SDKs write 03 now)."""
+    """Only the lowest bit says whether the caller samples (SDKs write 03 now)."""
     parent = parse_traceparent(f"00-{TRACE_ID}-{SPAN_ID}-{flags}")
     assert parent is not None
     assert sampled == parent.sampled

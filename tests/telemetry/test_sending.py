@@ -64,7 +64,7 @@ def test_a_sent_task_is_one_producer_span(app: Celery[Any], receiver: OtlpReceiv
 def test_a_failed_publish_leaves_no_span_behind(
     receiver: OtlpReceiver,
 ) -> None:
-    """The next root span begins a trace of its own (FACTS, L6)."""
+    """The next root span begins a trace of its own."""
     gone = f"redis://127.0.0.1:{free_port()}/0"
     with Celery("sender", broker=gone, set_as_current=False) as app:
         trace_sending(app)
@@ -87,7 +87,7 @@ def test_a_failed_publish_leaves_no_span_behind(
 def test_an_attempt_that_follows_keeps_the_first_ones_context(
     app: Celery[Any], receiver: OtlpReceiver
 ) -> None:
-    """A retry is sent inside of the attempt that failed, and is its sibling (FACTS, L8)."""
+    """A retry is sent inside of the attempt that failed, and is its sibling."""
     first = f"00-{'1' * 32}-{'2' * 16}-01"
     with trace.get_tracer("test").start_as_current_span("attempt"):
         app.send_task("stock.count", queue="a", retries=1, headers={"traceparent": first})

@@ -259,7 +259,7 @@ def test_a_collector_that_comes_back_gets_the_next_spans(
 def test_the_end_of_a_process_is_bounded(
     otlp: OtlpReceiver, start_tracing: StartTracing, fault: str
 ) -> None:
-    """Whatever the collector does, flush and shutdown end in time (FACTS, L15: 7 s once)."""
+    """Whatever the collector does, flush and shutdown end in time (7 s once)."""
     start_tracing(otlp, export_timeout=timedelta(seconds=3))
     if fault == "closed":
         otlp.close()

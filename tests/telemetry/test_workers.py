@@ -148,7 +148,7 @@ def processed(spans: list[ReceivedSpan]) -> Mapping[str, ReceivedSpan]:
 def test_every_pool_gives_a_process_span_and_lines_with_its_ids(
     pool: str, start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:
-    """Whatever the pool, a task is one CONSUMER span and its lines carry it (FACTS, L5)."""
+    """Whatever the pool, a task is one CONSUMER span and its lines carry it."""
     worker = start_worker(
         *("-P", pool, "-c", "2", "-Q", "inventory"),
         **otlp_http.environment,
@@ -241,7 +241,7 @@ def test_grpc_where_it_is_delicate(
 def test_recycled_children_lose_no_span_and_no_line(
     start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:
-    """A child that ends after one task exports its span first (FACTS, L3: 1 of 20 once).
+    """A child that ends after one task exports its span first (1 of 20 once).
 
     Its log records likewise; and its lines are in the files, which all of them rotate meanwhile.
     """
@@ -289,7 +289,7 @@ def test_a_warm_stop_exports_the_last_spans(
 def test_a_collector_that_is_gone_delays_a_stop_by_two_seconds_at_most(
     pool: str, protocol: str, start_worker: StartWorker
 ) -> None:
-    """Spans are lost, time is not; and the log says so once (FACTS, L15: 7 s once)."""
+    """Spans are lost, time is not; and the log says so once (7 s once)."""
     with OtlpReceiver("http" if protocol == "http" else "grpc") as receiver:
         environment = receiver.environment
     arguments = ("-P", pool, "-c", "1", "-Q", "inventory")
@@ -307,7 +307,7 @@ def test_a_collector_that_is_gone_delays_a_stop_by_two_seconds_at_most(
 def test_an_attempt_that_is_retried_by_celery_is_an_error(
     start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:
-    """The failed attempt is marked (FACTS, L9: UNSET once), and its sibling follows (L8)."""
+    """The failed attempt is marked (UNSET once), and its sibling follows."""
     worker = start_worker(*("-P", "solo", "-Q", "inventory"), **otlp_http.environment).ready()
     (trace_id,) = worker.send("inventory.again")
     spans = otlp_http.wait_for(
@@ -339,7 +339,7 @@ def test_a_worker_stops_soon_though_its_child_holds_a_task(start_worker: StartWo
 def test_what_a_task_sends_belongs_to_its_trace(
     start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:
-    """Each message has one PRODUCER span, also of a task that the sender does not know (L7)."""
+    """Each message has one PRODUCER span, also of a task that the sender does not know."""
     worker = start_worker(
         *("-P", "prefork", "-c", "1", "-Q", "inventory"), **otlp_http.environment
     ).ready()
@@ -358,7 +358,7 @@ def test_what_a_task_sends_belongs_to_its_trace(
 def test_a_link_error_handler_belongs_to_the_trace_of_the_failed_task(
     start_worker: StartWorker, otlp_http: OtlpReceiver
 ) -> None:
-    """It is no task and has no span of its own (FACTS, L10); its lines and messages have the ids."""
+    """It is no task and has no span of its own; its lines and messages have the ids."""
     worker = start_worker(*("-P", "solo", "-Q", "inventory"), **otlp_http.environment).ready()
     trace_id = new_trace_id()
     with Celery("sender", broker=worker.broker_url, set_as_current=False) as app:

@@ -64,7 +64,7 @@ def test_a_request_continues_the_trace_of_its_caller(spans: Spans) -> None:
 
 
 def test_a_request_without_a_caller_begins_a_trace(spans: Spans) -> None:
-    """Also when something is current in the server: that is nobody's caller (FACTS, L6)."""
+    """Also when something is current in the server: that is nobody's caller."""
     with trace.get_tracer("test").start_as_current_span("left behind"):
         answer = get(OK)
     found = {span.name: span for span in spans()}
