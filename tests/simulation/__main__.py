@@ -1,8 +1,8 @@
 """Simulate many seeds and report: ``python -m tests.simulation --seeds 100000``.
 
-One run in some is made a second time with sagas that share limits. ``--seed N`` makes one run again
-and prints all that happened, ``--seed N --limited`` that of the limits. The exit code is 1 when a rule
-was broken; the seed and the shortest trace are printed then.
+Some seeds are run again and again, with sagas that share limits, and with ones that are forked. ``--seed
+N`` makes one run again and prints all that happened, ``--kind limits`` and ``--kind forks`` those others.
+The exit code is 1 when a rule was broken; the seed and the shortest trace are printed then.
 """
 
 import argparse
@@ -11,12 +11,13 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tests.simulation.chaos import CHANCES
+from tests.simulation.forked import simulate_forked
 from tests.simulation.limited import simulate_limited
 from tests.simulation.run import Finding, simulate
 from tests.simulation.shrink import shrink
@@ -24,8 +25,14 @@ from tests.simulation.shrink import shrink
 CHUNK = 25
 """Runs that a process is given at a time: with larger ones the last process works alone for long."""
 
-LIMITED_EVERY = 25
-"""One seed in so many is also run with limits, which takes twice as long for each saga."""
+ALL_KINDS_EVERY = 25
+"""One seed in so many makes a run of every kind; one of limits takes twice as long for each saga."""
+
+KINDS: Mapping[str, Callable[..., Finding]] = {
+    "anything": simulate,
+    "limits": simulate_limited,
+    "forks": simulate_forked,
+}
 
 SHOWN_MAX = 3
 REPORT_EVERY_S = 20.0
@@ -36,8 +43,7 @@ OBJECTS_UNTIL_COLLECTED = 50_000
 class Total(NamedTuple):
     """What some runs came to."""
 
-    runs: int
-    limited: int
+    runs: Counter[str]
     sagas: int
     statuses: Counter[str]
     held: int
@@ -51,16 +57,11 @@ class Made(NamedTuple):
     """What it takes to make a run again."""
 
     seed: int
-    limited: bool
-
-    @property
-    def options(self) -> str:
-        """The same, for people."""
-        return f"--seed {self.seed}{' --limited' if self.limited else ''}"
+    kind: str
 
     def make(self, **options: Any) -> Finding:
         """Make it."""
-        return (simulate_limited if self.limited else simulate)(self.seed, **options)
+        return KINDS[self.kind](self.seed, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,12 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2_000, help="how many runs")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="make this run again and show its trace")
-    parser.add_argument("--limited", action="store_true", help="the run of that seed with limits")
+    parser.add_argument("--kind", choices=KINDS, default="anything", help="with --seed: which run")
     parser.add_argument("--whole", action="store_true", help="do not shorten the trace")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     if given.seed is not None:
-        return _again(Made(given.seed, given.limited), whole=given.whole)
+        return _again(Made(given.seed, given.kind), whole=given.whole)
     began = time.monotonic()
     total = _nothing()
     said = began
@@ -83,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if time.monotonic() - said > REPORT_EVERY_S:
             said = time.monotonic()
             rate = total.sagas / (said - began)
-            print(f"{total.runs} runs, {rate:.0f} sagas/s, {len(total.broken)} broken", flush=True)
+            print(
+                f"{total.runs.total()} runs, {rate:.0f} sagas/s, {len(total.broken)} broken",
+                flush=True,
+            )
     _report(total, time.monotonic() - began, given.processes)
     for made in total.broken[:SHOWN_MAX]:
         print()
@@ -107,14 +111,13 @@ def _some(bounds: tuple[int, int]) -> Total:
         gc.freeze()  # what has been imported stays: it need not be looked at again
     total = _nothing()
     for seed in range(*bounds):
-        total = _sum(total, _one(Made(seed, limited=False)))
-        if seed % LIMITED_EVERY == 0:
-            total = _sum(total, _one(Made(seed, limited=True)))
+        for kind in KINDS if seed % ALL_KINDS_EVERY == 0 else ("anything",):
+            total = _sum(total, _one(Made(seed, kind)))
     return total
 
 
 def _nothing() -> Total:
-    return Total(0, 0, 0, Counter(), 0, Counter(), Counter(), 0, [])
+    return Total(Counter(), 0, Counter(), 0, Counter(), Counter(), 0, [])
 
 
 def _one(made: Made) -> Total:
@@ -122,8 +125,7 @@ def _one(made: Made) -> Total:
     statuses = Counter({status.value: count for status, count in run.statuses.items()})
     fired = Counter(fault.kind for fault in run.fired)
     return Total(
-        1,
-        int(made.limited),
+        Counter({made.kind: 1}),
         run.sagas,
         statuses,
         run.held,
@@ -135,12 +137,12 @@ def _one(made: Made) -> Total:
 
 
 def _sum(one: Total, other: Total) -> Total:
+    one.runs.update(other.runs)
     one.statuses.update(other.statuses)
     one.features.update(other.features)
     one.fired.update(other.fired)
     return Total(
-        one.runs + other.runs,
-        one.limited + other.limited,
+        one.runs,
         one.sagas + other.sagas,
         one.statuses,
         one.held + other.held,
@@ -153,7 +155,7 @@ def _sum(one: Total, other: Total) -> Total:
 
 def _report(total: Total, seconds: float, processes: int) -> None:
     per_second = total.sagas / seconds
-    print(f"runs        {total.runs}, {total.limited} of them of sagas that share limits")
+    print(f"runs        {total.runs.total()}: {_counted(total.runs)}")
     print(f"sagas       {total.sagas}: {_counted(total.statuses)}")
     if total.held:
         print(f"held up     {total.held} of them wait for one that is stuck")
@@ -182,7 +184,7 @@ def _again(made: Made, *, whole: bool) -> int:
         print(line)
     for problem in run.problems:
         print(f"BROKEN: {problem}")
-    print(f"again: python -m tests.simulation {made.options}")
+    print(f"again: python -m tests.simulation --seed {made.seed} --kind {made.kind}")
     return 1 if run.problems else 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.core.definition import Definition, NothingToUndo
+from orchestrator.core.definition import Definition, NothingToUndo, SubSaga
 from orchestrator.core.eventing import published_by
 from orchestrator.core.events import (
     CompensationRequested,
@@ -27,6 +27,7 @@ from orchestrator.core.events import (
 from orchestrator.core.plan import plan_of
 from orchestrator.core.state import Phase, Status, fold
 from orchestrator.ports import SagaRow
+from shared.ids import sub_saga_id
 from shared.telemetry.names import SAGA_ID, room_span, saga_span, step_span
 from tests.core.invariants import IN_FLIGHT, check_rest, descendants, of_history
 from tests.simulation.world import World
@@ -92,11 +93,19 @@ def held_up(rows: Mapping[str, SagaRow], *, paused: bool = False) -> set[str]:
 def _fork_problems(
     definition: Definition, row: SagaRow, rows: Mapping[str, SagaRow]
 ) -> Iterator[str]:
-    """What can be undone belongs to one saga: to the last one that has taken it over."""
+    """What can be undone belongs to one saga: to the last one that has taken it over.
+
+    And that one undoes it; what a participant has done is counted, what a sub-saga has is here.
+    """
     plan = plan_of(definition, row.state)
     for name, step in row.state.steps.items():
         if plan.by_name[name].undo_task is None:
             continue
+        if row.state.status is Status.COMPENSATED and step.origin and step.success:
+            below = isinstance(plan.by_name[name].action, SubSaga) and not step.by_hand
+            copied = rows.get(sub_saga_id(step.origin.saga_id, name, step.success))
+            if below and (copied is None or copied.state.status is Status.COMPLETED):
+                yield f"{row.saga_id} is undone, but not {name}, which it copied: {copied}"
         heir = rows.get(step.heir) if step.heir else None
         if step.heir and (heir is None or heir.state.step(name).origin is None):
             yield f"{row.saga_id}: {name} belongs to {step.heir}, which does not have it"

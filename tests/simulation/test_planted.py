@@ -1,6 +1,7 @@
 """The simulation can fail: each of these bugs is found, and told in a few lines."""
 
-from collections.abc import Collection, Mapping, Sequence
+from ast import literal_eval
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from random import Random
@@ -14,7 +15,8 @@ from orchestrator.batch import Batch
 from orchestrator.coordinator import Coordinator
 from orchestrator.core import between
 from orchestrator.core.definition import Definition, SubSaga
-from orchestrator.core.events import Recorded, StepTimedOut
+from orchestrator.core.events import ForkedFrom, Recorded, StepTimedOut
+from orchestrator.core.forking import ForkPlan
 from orchestrator.core.limits import Limit, Limits
 from orchestrator.ports import (
     NO_GATES,
@@ -25,14 +27,17 @@ from orchestrator.ports import (
     Gate,
     SagaRow,
 )
+from orchestrator.store.memory import MemoryStore
 from shared.ids import derived_span_id
-from shared.messages import Command, Outcome, Succeeded
+from shared.messages import Command, Outcome, Reply, Succeeded, UndoRequest
 from tests.simulation.actors import Plants, SimulatedEngine, SimulatedTracing
 from tests.simulation.barrier import Database, Key, Work, doer_of
 from tests.simulation.definitions import KINDS, SUB_SAGAS, WITH_PIVOT, random_saga
+from tests.simulation.forked import simulate_forked
+from tests.simulation.limited import WatchedStore, simulate_limited
 from tests.simulation.plan import Cancel, Plan, Start
 from tests.simulation.run import Finding, simulate
-from tests.simulation.shrink import shrink
+from tests.simulation.shrink import rules_of, shrink
 from tests.simulation.world import SimulatedStore
 
 SEEDS_MAX = 150
@@ -95,6 +100,55 @@ class ForgetsOrigins(Database):
     @override
     def run(self, command: Command, work: Work) -> Outcome:
         return super().run(msgspec.structs.replace(command, origin_id=""), work)
+
+
+class KeepsWhatItGives(SimulatedEngine):
+    """A fork copies what was done, and the old saga goes on thinking that it is its own."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        plan = self._forks._plan
+
+        def take_nothing(fork: ForkedFrom, old: SagaRow) -> ForkPlan:
+            return msgspec.structs.replace(plan(fork, old), taken=())
+
+        self._forks._plan = take_nothing  # type: ignore[method-assign]
+
+
+class AnswersForks(SimulatedEngine):
+    """A sub-saga that a fork wants undone says that it is, and stands."""
+
+    @override
+    def handle(self, deliveries: Sequence[Delivery]) -> None:
+        super().handle([one for one in deliveries if not self._is_of_a_fork(one.message)])
+        self.transport.handled.update([each.receipt for each in deliveries])
+
+    def _is_of_a_fork(self, message: Any) -> bool:
+        if not isinstance(message, UndoRequest) or not message.attempt:
+            return False
+        asks, row = message.start.parent, MemoryStore.load(self.store, [message.saga_id])  # type: ignore[arg-type]  # it is one
+        known = row[message.saga_id].state.parent if row else None
+        if asks is None or known is None or asks.saga_id == known.saga_id:
+            return False
+        self.transport.broker.send(
+            Reply(
+                saga_id=asks.saga_id,
+                step=asks.step,
+                direction="compensation",
+                attempt=message.attempt,
+                outcome=Succeeded(),
+            )
+        )
+        return True
+
+
+class LetsEverybodyIn(WatchedStore):
+    """A store that takes what a process wants, however many others were let in meanwhile."""
+
+    @override
+    def _refused(self, changes: Sequence[Change], gates: Mapping[Gate, Limit]) -> set[str]:
+        super()._refused(changes, gates)
+        return set()
 
 
 class Unlimited(SimulatedEngine):
@@ -182,10 +236,12 @@ class OneRootEach(SimulatedTracing):
         super().ended(definition, msgspec.structs.replace(row, state=state), history, whole=whole)
 
 
-def first_finding(plants: Plants, problem: str) -> Finding:
-    """The first run that breaks this rule."""
-    for seed in range(SEEDS_MAX):
-        run = simulate(seed, plants=plants)
+def first_finding(
+    plants: Plants, problem: str, make: Callable[..., Finding] = simulate, first: int = 0
+) -> Finding:
+    """The first run that breaks this rule, of those from a seed on."""
+    for seed in range(first, first + SEEDS_MAX):
+        run = make(seed, plants=plants)
         if any(problem in one for one in run.problems):
             return run
     raise AssertionError(f"{SEEDS_MAX} runs did not find it")
@@ -221,6 +277,26 @@ def first_finding(plants: Plants, problem: str) -> Finding:
 def test_a_planted_bug_is_found(plants: Plants, problem: str) -> None:
     """Within a few runs, and by the rule that it breaks."""
     assert first_finding(plants, problem)
+
+
+@pytest.mark.parametrize(
+    "plants, problem",
+    [
+        (Plants(engine=KeepsWhatItGives), "belongs to fork-"),
+        (Plants(engine=AnswersForks), "is undone, but not below, which it copied"),
+    ],
+    ids=["two owners", "no undo"],
+)
+def test_a_planted_bug_of_forks_is_found(plants: Plants, problem: str) -> None:
+    """What a fork takes over belongs to it alone, and it is the fork that undoes it."""
+    assert first_finding(plants, problem, simulate_forked)
+
+
+def test_a_planted_bug_of_limits_is_found() -> None:
+    """More in flight than a limit allows."""
+    assert first_finding(
+        Plants(store=LetsEverybodyIn), ", stored Crowd(", simulate_limited, first=20
+    )
 
 
 def cancelled_at_the_end(seed: int) -> Plan:
@@ -261,17 +337,35 @@ def test_a_sub_saga_past_its_pivot_that_counts_as_undone_is_found(
 
 
 def test_a_finding_is_told_by_the_shortest_trace() -> None:
-    """Of many sagas and faults one and a handful are left; of some findings at least in one.
+    """It shows how the rule was broken, and nothing can be left out; some get short indeed.
 
     A run that needs the stall of a process needs all that this process has done before, too.
     """
-    plants = Plants(database=ForgetsTombstones)
-    found = [run for seed in range(20) if (run := simulate(seed, plants=plants)).problems]
+    make = partial(simulate, plants=Plants(database=ForgetsTombstones))
+    found = [run for seed in range(20) if (run := make(seed)).problems]
     assert len(found) >= 3
     for long in sorted(found, key=lambda run: len(run.fired)):
-        short = shrink(long, partial(simulate, plants=plants))
-        assert short.problems
+        short = shrink(long, make)
+        assert rules_of(short) & rules_of(long)
+        whole = make(long.seed, record=True)
+        assert len(short.trace) < len(whole.trace)
+        (saga_id, step), what = broken_step(short)
+        told = [line for line in short.trace if f"replies Succeeded to {saga_id}:{step}:" in line]
+        directions = [line.split(":")[-2] for line in told]
+        assert {"action", "compensation"} <= {*directions}, what
         small = short.sagas <= 6 < long.sagas and len(short.fired) <= 3 < len(long.fired)
-        if small and len(short.trace) < len(long.plan.starts) * 20:
+        if small and len(short.trace) < len(whole.trace) // 4:
+            again = make(long.seed, only=frozenset(short.fired), plan=short.plan, record=True)
+            assert (again.trace, again.problems) == (short.trace, short.problems)
+            for fault in short.fired:
+                fewer = make(long.seed, only=frozenset(short.fired) - {fault}, plan=short.plan)
+                assert not rules_of(fewer) & rules_of(long)
             return
     raise AssertionError("none of them got short")
+
+
+def broken_step(run: Finding) -> tuple[tuple[str, str], str]:
+    """The step whose action came after its compensation, and what is said of it."""
+    what = next(one for one in run.problems if "after its compensation had won" in one)
+    saga_id, step = literal_eval(what[: what.index(")") + 1])
+    return (saga_id, step), what
