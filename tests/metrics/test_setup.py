@@ -210,14 +210,14 @@ def test_a_collector_that_is_gone_costs_no_time() -> None:
         setup.start(
             config(
                 otlp_endpoint=url,
-                export_timeout=timedelta(seconds=1),
+                export_timeout=timedelta(seconds=3),
                 shutdown_timeout=timedelta(milliseconds=200),
             )
         )
         counter("test.counter").add(1)
         begin = monotonic()
         setup.shutdown()
-        assert monotonic() - begin < 0.9
+        assert monotonic() - begin < 2.5
     # The exporter's thread gives up by itself once the connection is reset.
     wait_until(lambda: THREAD_NAME not in {one.name for one in threading.enumerate()}, timeout=30)
 

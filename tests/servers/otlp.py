@@ -4,10 +4,11 @@ They can misbehave as collectors do: be slow, answer "unavailable", or be gone a
 same port.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
@@ -334,6 +335,9 @@ class _Server(ThreadingHTTPServer):
 
     def cut_connections(self) -> None:
         for request in tuple(self._open):
+            with suppress(OSError):  # the client was faster
+                # Both ways: its thread waits for the next request, and a close would not wake it.
+                request.shutdown(socket.SHUT_RDWR)
             self.shutdown_request(request)
 
 

@@ -171,12 +171,12 @@ def test_lines_never_wait_for_a_collector_and_what_is_lost_is_counted(
         for number in range(500):
             log.info("line", number=number)
         wait_until(lambda: otlp_http.requests == 1)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
         stats = log_export.stats()
         assert 500 == stats.queued + stats.dropped
         assert 440 <= stats.dropped <= 450
         logs.end_export()
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 8
     assert 500 == log_export.stats().dropped
     assert 500 == len(lines())
 

@@ -140,7 +140,7 @@ def test_waiting_ends_when_the_receiver_hangs(receiver: Receiver, ending: str) -
     wait_until(lambda: receiver.batches)
     begin = monotonic()
     assert not getattr(outlet, ending)(AT_ONCE)
-    assert monotonic() - begin < 2
+    assert monotonic() - begin < 10
     receiver.answers.set()
     outlet.close(SOON)
 

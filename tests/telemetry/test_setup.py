@@ -268,7 +268,7 @@ def test_the_end_of_a_process_is_bounded(
         begin = monotonic()
         assert not setup.flush(timedelta(milliseconds=200))
         assert not setup.shutdown(timedelta(milliseconds=200))
-        assert monotonic() - begin < 1.5
+        assert monotonic() - begin < 2.5
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -322,7 +322,7 @@ def test_a_full_queue_drops_spans_and_counts_them(
         wait_until(lambda: otlp_http.requests)
         begin = monotonic()
         setup.emit([record()] * 50)
-        assert monotonic() - begin < 1
+        assert monotonic() - begin < 5
     assert setup.shutdown(timedelta(seconds=10))
     after = setup.stats()
     assert OutletStats(exported=11, dropped=40) == OutletStats(

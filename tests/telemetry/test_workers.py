@@ -301,7 +301,7 @@ def test_a_collector_that_is_gone_delays_a_stop_by_two_seconds_at_most(
         took[name] = worker.stop()
         events = [line["event"] for line in worker.lines()]
         assert events.count("telemetry.export_failing") <= 1
-    assert took["gone"] - took["off"] < 2.0 + 1.0  # a busy machine
+    assert took["gone"] - took["off"] < 2.0 + 2.5  # a busy machine
 
 
 def test_an_attempt_that_is_retried_by_celery_is_an_error(
