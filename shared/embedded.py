@@ -8,6 +8,7 @@ import fcntl
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -35,6 +36,9 @@ _UNLOCKED_WITHIN = timedelta(seconds=3)
 _LOOPBACK = "127.0.0.1"
 _POLL = timedelta(milliseconds=10)
 _PORT_ATTEMPTS_MAX = 3
+_PORT_TRIES_MAX = 100
+_PORTS = range(20_000, 32_768)
+"""Linux gives outgoing connections ports from 32768 on, other systems from 49152 on."""
 _LOG_TAIL_LINES = 15
 
 # Runs in a fresh interpreter and then becomes the command. A `preexec_fn` would do the same inside
@@ -93,11 +97,20 @@ def find_redis_server() -> Path | None:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that was free a moment ago."""
+    """A TCP port on the loopback interface that was free a moment ago.
+
+    It is none of those that outgoing connections are given: one of them could take it while its
+    server restarts.
+    """
+    for _ in range(_PORT_TRIES_MAX):
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((_LOOPBACK, port))
+            return port
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        given: int = probe.getsockname()[1]
+        return given
 
 
 def port_is_free(port: int) -> bool:

@@ -1,6 +1,7 @@
 """The private Redis of `saga dev`: it starts, persists, stops, and never outlives its parent."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,21 @@ def test_a_taken_port_is_reported_with_the_log(server: PrivateRedis, tmp_path: P
     with pytest.raises(ConfigurationError, match="Address already in use"):
         second.start()
     assert not second.running
+
+
+def test_a_free_port_is_none_that_a_connection_may_be_given() -> None:
+    """One that was made while a server restarted would keep it from its port."""
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert all(free_port() < max(32_768, int(given[0])) for _ in range(20))
+
+
+def test_a_port_that_somebody_has_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is looked for."""
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        taken = server.getsockname()[1]
+        other = free_port()
+        monkeypatch.setattr(embedded, "_PORTS", [*[taken] * 9, other])
+        assert other == free_port()
 
 
 def test_a_stolen_free_port_is_replaced(
