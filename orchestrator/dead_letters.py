@@ -26,7 +26,7 @@ def requeue(engine: Engine, number: int) -> DeadLetter:
     Raises:
         InputError: There is none of that number.
         NotAllowed: It still cannot be read or acted on; says why.
-        SagaError: As `Engine.start`, for a start.
+        SagaError: As `Starts.start`, for a start.
     """
     letter = letter_of(engine.store, number)
     identity = f"dead-letter-{number}"

@@ -1,4 +1,4 @@
-"""Starts: what is stored of a new saga, and which saga a start means that was made before."""
+"""Starts: new sagas, what is stored of each, and which saga a start means that was made before."""
 
 from collections.abc import Sequence
 

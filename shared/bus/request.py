@@ -1,8 +1,8 @@
 """A bus message in a worker's main process, which survives what kills the handler.
 
-A handler that kills its process again and again would be requeued for ever. Losses
-are counted here; after `WORKER_LOSSES_MAX` the message is a dead letter. A handler that a hard time
-limit has killed has failed: its policy says what follows.
+A handler that kills its process again and again would be requeued for ever. Losses are
+counted here; after `WORKER_LOSSES_MAX` the message is a dead letter. A handler that a hard time limit
+has killed has failed: its policy says what follows.
 """
 
 from collections import OrderedDict

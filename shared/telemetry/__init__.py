@@ -1,4 +1,7 @@
-"""Traces and logs: one package, one vocabulary. `setup` alone imports the OpenTelemetry SDK."""
+"""Traces, logs and metrics: one package, one vocabulary.
+
+`setup` and the modules that export import the OpenTelemetry SDK; everything else uses its API.
+"""
 
 import importlib
 import os

@@ -4,9 +4,8 @@ A message with saga headers is acknowledged late and comes again when its proces
 other message of the same task is handled exactly as the task's own settings ask for. The choice is
 made per message by the strategy, the function that Celery calls for each one.
 
-A task that kills its process again and again would be requeued for ever. Losses
-are counted here, in the process that survives them: after `WORKER_LOSSES_MAX` the step is answered
-for.
+A task that kills its process again and again would be requeued for ever. Losses are counted
+here, in the process that survives them: after `WORKER_LOSSES_MAX` the step is answered for.
 """
 
 from collections import OrderedDict

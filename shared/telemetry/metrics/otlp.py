@@ -1,4 +1,4 @@
-"""Metrics over OTLP, by the SDK's exporters; beside `setup` the only file that imports the SDK.
+"""Metrics over OTLP, by the SDK's exporters; a process that exports none imports none of them.
 
 The aggregation is ours (see `registry`), so a snapshot is turned into what the exporters take. Each
 process exports for itself, as a service instance of its own.
