@@ -9,7 +9,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.01
 
 
-def wait_until(predicate: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], *, timeout: float = 30.0, what: str = "") -> T:
     """Call the predicate until its value is true, and return that value.
 
     Args:
