@@ -35,6 +35,7 @@ from orchestrator.core.events import (
     SagaStuck,
     SignalReceived,
     StepAccepted,
+    StepCopied,
     StepDispatched,
     StepExpanded,
     StepFailed,
@@ -319,6 +320,12 @@ def _check_event(  # noqa: C901, PLR0912, PLR0915 - one case for each event
             assert not state.step(event.step).success, "succeeded twice"
             assert 1 <= event.attempt <= state.step(event.step).attempt
             _check_wait_ended(definition, state, event, now)
+        case StepCopied():
+            assert isinstance(message, Start)
+            assert state.fork, "copied, and it is no fork"
+            assert state.step(event.step).phase is Phase.PENDING, "copied twice, or too late"
+            before = definition.by_name[event.step].after
+            assert all(state.step(name).phase in FOLLOWED for name in before), "out of order"
         case StepAccepted():
             step = state.step(event.step)
             assert step.phase in IN_FLIGHT

@@ -147,6 +147,8 @@ def walk_all(
     told: bool = False,
     child: bool = False,
     items: dict[str, int] | None = None,
+    copied: tuple[str, ...] = (),
+    irrevocable: tuple[str, ...] = (),
     answers: tuple[Answer, ...] = ANSWERS,
 ) -> Counter[str]:
     """Walk sagas in both kinds of world; returns what was counted."""
@@ -159,9 +161,11 @@ def walk_all(
             told=told,
             child=child,
             items=items,
+            copied=copied,
             answers=answers,
         )
-        barrier_walk = Walk(graph, Barrier(answers))
+        past_pivot = frozenset(map(graph.names.index, irrevocable))
+        barrier_walk = Walk(graph, Barrier(answers, past_pivot))
         barrier_walk.run()
         counts["places"] += len(barrier_walk.places)
         if plain:
@@ -395,6 +399,14 @@ def test_sagas_with_a_sub_saga_keep_the_invariants(shape: str) -> None:
     assert counts[Status.COMPENSATED]
 
 
+@pytest.mark.parametrize("shape", ["last", "beside", "tried twice"])
+def test_sagas_with_a_sub_saga_past_its_pivot_keep_the_invariants(shape: str) -> None:
+    """It refuses to be undone: the saga is stuck with it, and never counts as compensated."""
+    counts = walk_all(iter([nested()[shape]]), forgetful=True, plain=False, irrevocable=("s",))
+    for wanted in (Status.COMPLETED, Status.COMPENSATED, Status.STUCK):
+        assert counts[wanted], f"a walk that never saw {wanted}"
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_sub_sagas_that_are_undone_at_every_moment_keep_the_invariants(size: int) -> None:
     """Before, while and after they run; past their pivot it is refused."""
@@ -409,3 +421,29 @@ def test_operators_of_a_saga_with_a_sub_saga_keep_the_invariants() -> None:
     """A paused one calls nothing back until it is resumed."""
     counts = walk_all(iter([nested()["last"]]), forgetful=True, plain=False, operated=True)
     assert counts["paused"]
+
+
+@pytest.mark.parametrize("copied", [("s0",), ("s0", "s1")], ids=["one step", "two steps"])
+def test_forks_keep_the_invariants_and_undo_what_they_copied(copied: tuple[str, ...]) -> None:
+    """What another saga has done counts as done, and is gone when the fork is compensated."""
+    every = every_saga(3, same_retry=True)
+    if BOUND < 2:
+        every = islice(every, 0, None, 6)
+    counts = walk_all(every, forgetful=True, plain=BOUND > 1, copied=copied)
+    assert counts[Status.COMPLETED]
+    assert counts[Status.COMPENSATED]
+
+
+@pytest.mark.parametrize("copied", ["a", "b"])
+def test_forks_of_graphs_keep_the_invariants(copied: str) -> None:
+    """Of two branches one has been done, and they are undone at once."""
+    counts = walk_all(
+        iter([graphs()["two roots"]]), forgetful=True, plain=BOUND > 1, copied=(copied,)
+    )
+    assert counts[Status.COMPENSATED]
+
+
+def test_a_fork_undoes_a_sub_saga_that_it_copied() -> None:
+    """It was started by another saga."""
+    counts = walk_all(iter([nested()["first"]]), forgetful=True, plain=False, copied=("s",))
+    assert counts[Status.COMPENSATED]

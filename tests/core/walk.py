@@ -30,7 +30,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
-from orchestrator.core.definition import Definition, NothingToUndo, WaitFor
+from orchestrator.core.definition import Definition, NothingToUndo, PlannedStep, WaitFor
+from orchestrator.core.events import ForkedFrom, Origin, StepCopied
 from orchestrator.core.machine import decide
 from orchestrator.core.messages import (
     Cancel,
@@ -177,7 +178,8 @@ class Graph:
     without it. With `operated`, operators do whatever they may at every moment. With `told`,
     signals come at every moment, and attempts in flight are accepted, to be completed later: a
     completion is a reply like any other. With `child`, its parent may want it undone at every moment, also
-    after its end. `items` are the lengths of the lists of its steps.
+    after its end. `items` are the lengths of the lists of its steps. A fork has `copied` these steps:
+    another saga has done them, and it is this one that undoes them.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class Graph:
         told: bool = False,
         child: bool = False,
         items: dict[str, int] | None = None,
+        copied: tuple[str, ...] = (),
         answers: tuple[Answer, ...] = ANSWERS,
     ) -> None:
         self.definition = definition
@@ -221,6 +224,10 @@ class Graph:
         start = builders.START_TWO
         if child:
             start = _replace(start, parent=Parent(saga_id="parent", step="child", attempt=1))
+        self.copied = frozenset(index[name] for name in copied)
+        if copied:
+            facts = tuple(_copy(plan.by_name[name]) for name in copied)
+            start = _replace(start, fork=ForkedFrom(saga_id="old", step="on"), copied=facts)
         first = self._edge(None, start)
         assert first is not None
         self.start = first
@@ -355,6 +362,18 @@ class Graph:
                 )
 
 
+def _copy(planned: PlannedStep) -> StepCopied:
+    """That a step was done by the saga that was forked."""
+    link = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    return StepCopied(
+        step=planned.name,
+        origin=Origin(saga_id="old", link=link),
+        attempt=1,
+        success=1,
+        payload={},
+    )
+
+
 def _reply(name: str, sent: Sent, answer: Answer) -> Reply:
     match answer:
         case Answer.SUCCEEDED:
@@ -425,8 +444,8 @@ W = TypeVar("W", bound=tuple[Any, ...])
 class World(Protocol[W]):
     """What the participants of a walk are like; a value of type `W` is what they know."""
 
-    def initial(self, steps: int) -> W:
-        """Nothing has happened."""
+    def initial(self, steps: int, copied: frozenset[int]) -> W:
+        """Nothing has happened, but for what a fork has copied."""
 
     def deliver(self, node: Node, world: W) -> Iterator[tuple[W, Sent, Answer]]:
         """Everything that the delivery of a command can do, and what is answered."""
@@ -462,27 +481,41 @@ class Barrier:
 
     Args:
         answers: What they may answer.
+        irrevocable: Steps whose effect stays where it stands: a sub-saga past its pivot refuses.
     """
 
-    def __init__(self, answers: tuple[Answer, ...] = ANSWERS) -> None:
+    def __init__(
+        self,
+        answers: tuple[Answer, ...] = ANSWERS,
+        irrevocable: frozenset[int] = frozenset(),
+    ) -> None:
+        self._irrevocable = irrevocable
         self._outcomes = {
             asked: [(effect, answer) for effect, answer in outcomes if answer in answers]
             for asked, outcomes in _BARRIER.items()
         }
 
-    def initial(self, steps: int) -> Effects:
-        """Nothing has happened."""
-        return (Effect.NONE,) * steps
+    def initial(self, steps: int, copied: frozenset[int]) -> Effects:
+        """Nothing has happened, but for what a fork has copied."""
+        return tuple(Effect.STANDS if one in copied else Effect.NONE for one in range(steps))
 
     def deliver(self, node: Node, world: Effects) -> Iterator[tuple[Effects, Sent, Answer]]:
         """Everything that the delivery of a command can do, and what is answered."""
         for sent in node.sent:
+            if self._refuses(world, sent):
+                yield world, sent, Answer.FAILED_FOR_GOOD
+                continue
             for effect, answer in self._outcomes[world[sent.step], sent.direction]:
                 yield _with(world, sent.step, effect), sent, answer
 
     def calmly(self, node: Node, world: Effects, sent: Sent) -> tuple[Effects, Answer | None]:
         """What the attempt in flight does when nothing goes wrong."""
-        effect, answer = with_barrier(world[sent.step], sent.direction, Choice.SUCCEED)
+        if self._refuses(world, sent):
+            return world, Answer.FAILED_FOR_GOOD
+        # One that is called back before its pivot turns back, or it could not be undone.
+        back = sent.step in self._irrevocable and node.steps[sent.step].recalled
+        choice = Choice.REJECT if back else Choice.SUCCEED
+        effect, answer = with_barrier(world[sent.step], sent.direction, choice)
         return _with(world, sent.step, effect), answer
 
     def stands(self, world: Effects, step: int) -> bool:
@@ -491,7 +524,12 @@ class Barrier:
 
     def hopeless(self, world: Effects, replies: int) -> bool:
         """Whether a participant has said no, or knows no such task, and keeps saying so."""
-        return Effect.REFUSED in world or Effect.UNHEARD in world
+        refuses = any(self.stands(world, step) for step in self._irrevocable)
+        return refuses or Effect.REFUSED in world or Effect.UNHEARD in world
+
+    def _refuses(self, world: Effects, sent: Sent) -> bool:
+        undo = sent.direction == "compensation" and sent.step in self._irrevocable
+        return undo and self.stands(world, sent.step)
 
 
 class Ledger(NamedTuple):
@@ -517,9 +555,10 @@ class Plain:
     def __init__(self, answers: tuple[Answer, ...] = ANSWERS) -> None:
         self._choices = [one for one in Choice if plain(False, "action", one)[1] in answers]
 
-    def initial(self, steps: int) -> Ledgers:
-        """Nothing has happened."""
-        return (Ledger(),) * steps
+    def initial(self, steps: int, copied: frozenset[int]) -> Ledgers:
+        """Nothing has happened, but for what a fork has copied."""
+        done = Ledger(stands=True, actions=1)
+        return tuple(done if one in copied else Ledger() for one in range(steps))
 
     def deliver(self, node: Node, world: Ledgers) -> Iterator[tuple[Ledgers, Sent, Answer]]:
         """Everything that the delivery of a command can do, and what is answered."""
@@ -603,7 +642,7 @@ class Walk(Generic[W]):
         Raises:
             AssertionError: An invariant does not hold; the way there is in the message.
         """
-        initial = self.kind.initial(len(self.graph.names))
+        initial = self.kind.initial(len(self.graph.names), self.graph.copied)
         first = Place(self.graph.expand(self.graph.start.target), initial, 0)
         self.places[first] = None
         todo = deque([first])
