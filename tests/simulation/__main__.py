@@ -25,8 +25,8 @@ from tests.simulation.shrink import shrink
 CHUNK = 25
 """Runs that a process is given at a time: with larger ones the last process works alone for long."""
 
-ALL_KINDS_EVERY = 25
-"""One seed in so many makes a run of every kind; one of limits takes twice as long for each saga."""
+ALL_KINDS_EVERY = 100
+"""One seed in so many makes a run of every kind; one of limits takes three times as long, some longer."""
 
 KINDS: Mapping[str, Callable[..., Finding]] = {
     "anything": simulate,
