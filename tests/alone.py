@@ -36,7 +36,7 @@ _SIGNALS: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-_THREADS_GONE_WITHIN_SECONDS: Final = 10.0
+_THREADS_GONE_WITHIN_SECONDS: Final = 20.0
 _THREADS_THAT_MAY_STAY: Final = ("AnyIO worker thread", "saga-answers")
 """Those of a loop end when it is collected; the reader of an app's answers lives as long as the app, which
 a file's tests may share."""

@@ -14,7 +14,7 @@ import psutil
 from tests.waiting import wait_until
 
 _MARK = "SAGA_TEST_SESSION"
-_GONE_WITHIN_SECONDS = 10.0
+_GONE_WITHIN_SECONDS = 20.0
 _OUR_MARK = uuid.uuid4().hex
 os.environ[_MARK] = _OUR_MARK
 

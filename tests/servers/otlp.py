@@ -137,7 +137,7 @@ class OtlpReceiver:
             self._spans.clear()
 
     def wait_for(
-        self, predicate: Callable[[list[ReceivedSpan]], object], timeout: float = 30.0
+        self, predicate: Callable[[list[ReceivedSpan]], object], timeout: float = 60.0
     ) -> list[ReceivedSpan]:
         """Wait until the spans so far satisfy the predicate, and return them.
 

@@ -121,7 +121,7 @@ class StandIn:
             declare=[Queue(queue, Exchange(queue), routing_key=queue)],
         )
 
-    def reply(self, *, timeout: float = 20) -> Reply:
+    def reply(self, *, timeout: float = 60) -> Reply:
         """The next reply.
 
         Raises:

@@ -76,7 +76,7 @@ def test_killed_worker_leaves_its_step_to_the_next(
         assert first.wait(30) == -9
     assert ledger.standing("saga-1", using=ledgers) == {"inventory": 2}
     with worker("workers", redis_url, ledgers.home, *options, **settings):
-        assert summary(broker.reply(timeout=30).outcome) == RESERVED
+        assert summary(broker.reply().outcome) == RESERVED
     assert len(ledger.effects("saga-1", using=ledgers)) == 1
     assert broker.unacknowledged() == 0
 
