@@ -208,6 +208,7 @@ def test_books_that_nobody_opened_are_empty(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.usefixtures("shop")
 def test_participants_and_definitions_agree() -> None:
     """Every task that a definition names is registered, for the queue that it is sent to."""
     for saga in SAGAS:
