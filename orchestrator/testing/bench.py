@@ -51,7 +51,8 @@ class Bench:
         also: Other definitions that it may start.
         at: When it starts.
         signals: What the signals say that steps wait for, by name; `run` sends them. By default
-            approvals are given, and other signals come without data, or with what fits their type. None sends nothing.
+            approvals are given, and other signals come without data, or with what fits their
+            type. None sends nothing.
 
     Attributes:
         now: The time.

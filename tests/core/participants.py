@@ -1,6 +1,6 @@
 """Participants as pure functions: what a command does to the world, and what is answered.
 
-Two kinds. With the *barrier* (DESIGN, section 5), a failed attempt leaves nothing, a duplicate gets
+Two kinds. With the *barrier*, a failed attempt leaves nothing, a duplicate gets
 the stored outcome, and an action that comes after its compensation is refused. *Plain* ones have none
 of it, and what a failed attempt did stands; commands must reach them once and in order.
 """

@@ -48,7 +48,7 @@ def test_the_broker_of_the_command_line_wins(
 
 
 def test_delivery_is_durable_and_json_only(tmp_path: Path) -> None:
-    """What DESIGN section 5 promises rests on these settings."""
+    """That no message is lost rests on these settings."""
     found = configuration(settings_in(tmp_path), "redis://h/0", "q")
     assert {
         "accept_content": ["json"],

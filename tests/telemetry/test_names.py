@@ -5,7 +5,7 @@ from shared.telemetry import names
 
 
 def test_span_names() -> None:
-    """The names of DESIGN section 7; those of messaging are ``{operation} {destination}``."""
+    """The names that docs/tracing.md gives; those of messaging are ``{operation} {destination}``."""
     assert "saga place-order" == names.saga_span("place-order")
     assert "saga.start place-order" == names.start_span("place-order")
     assert "step charge" == names.step_span("charge", "action")
